@@ -50,7 +50,9 @@ class FleetError(Exception):
 def run(*args: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(args, capture_output=True, text=True, timeout=timeout, check=False)
     if check and done.returncode:
-        raise FleetError(f"{' '.join(args[:3])} failed ({done.returncode}): {done.stderr.strip() or done.stdout.strip()}")
+        raise FleetError(
+            f"{' '.join(args[:3])} failed ({done.returncode}): {done.stderr.strip() or done.stdout.strip()}"
+        )
     return done
 
 
@@ -121,7 +123,12 @@ def write_files(name: str, addresses: dict[str, str]) -> Path:
     # A new name for every fleet: a master connection left over from an earlier fleet of the same addresses would hang.
     sockets = Path(tempfile.gettempdir()) / f"celeryops-{CHECKOUT}-{secrets.token_hex(4)}"
     lines = ["---", "all:", "  hosts:", "    localhost:", "      ansible_connection: local"]
-    lines += ['      ansible_python_interpreter: "{{ ansible_playbook_python }}"', "  children:", "    fleet:", "      vars:"]
+    lines += [
+        '      ansible_python_interpreter: "{{ ansible_playbook_python }}"',
+        "  children:",
+        "    fleet:",
+        "      vars:",
+    ]
     lines += [
         "        ansible_user: root",
         "        ansible_python_interpreter: /usr/bin/python3",
@@ -134,7 +141,9 @@ def write_files(name: str, addresses: dict[str, str]) -> Path:
     ]
     lines += [f"        {host}: {{ansible_host: {ip}}}" for host, ip in addresses.items()]
     for group, members in groups_of(list(addresses)).items():
-        lines += [f"    {group}:"] + (["      hosts:"] if members else []) + [f"        {member}:" for member in members]
+        lines += (
+            [f"    {group}:"] + (["      hosts:"] if members else []) + [f"        {member}:" for member in members]
+        )
     (folder / "inventory.yml").write_text("\n".join(lines) + "\n")
     config = [
         "Host *",
@@ -205,7 +214,9 @@ def wait_for_boot(name: str, host: str) -> None:
             break
         time.sleep(0.2)
     if state != "running":
-        failed = podman("exec", f"{prefix(name)}-{host}", "systemctl", "--failed", "--plain", "--no-legend", check=False)
+        failed = podman(
+            "exec", f"{prefix(name)}-{host}", "systemctl", "--failed", "--plain", "--no-legend", check=False
+        )
         raise FleetError(f"host {host} did not boot: state {state or 'unknown'!r} {failed.stdout.strip()}")
     while run("ssh", "-F", str(OUTPUT / name / "ssh_config"), host, "true", check=False, timeout=30).returncode:
         if time.monotonic() > end:
@@ -238,7 +249,11 @@ def up(name: str, hosts: list[str], keep: bool) -> Path:
         )
         facts = json.loads(podman("network", "inspect", prefix(name)).stdout)[0]
         # podman 4 with netavark, and with CNI
-        subnet = facts["subnets"][0]["subnet"] if "subnets" in facts else facts["plugins"][0]["ipam"]["ranges"][0][0]["subnet"]
+        subnet = (
+            facts["subnets"][0]["subnet"]
+            if "subnets" in facts
+            else facts["plugins"][0]["ipam"]["ranges"][0][0]["subnet"]
+        )
         addresses = addresses_in(subnet, hosts)
         inventory = write_files(name, addresses)
         with concurrent.futures.ThreadPoolExecutor(max_workers=3) as pool:
@@ -292,7 +307,9 @@ def main() -> int:
             names = [args.name]
         for name in names:
             if not NAME.fullmatch(name):
-                raise FleetError(f"fleet name {name!r}: use a lower-case letter, then letters, digits and dashes (21 at most)")
+                raise FleetError(
+                    f"fleet name {name!r}: use a lower-case letter, then letters, digits and dashes (21 at most)"
+                )
             handle = locked(name)
             try:
                 if args.verb == "down":
