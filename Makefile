@@ -1,0 +1,65 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Which environment runs a test file: one that says `pytestmark = pytest.mark.ansible` needs Ansible and runs in
+# .venv; every other one runs in tests/output/venvs/celery-5.7 (tests/conftest.py sorts them by that line).
+
+MAKEFLAGS += --no-print-directory
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/tests/output/collections
+export ANSIBLE_HOME := $(CURDIR)/tests/output/ansible
+OUT := tests/output
+CELERY ?= 5.4 5.5 5.6 5.7
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help deps lint sanity unit contract integration molecule test demo down bench docs build clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+
+deps: ## install what is missing: Debian packages and .venv (root; quick when all is there)
+	@scripts/bootstrap
+
+lint: deps ## every static check and the build judged by galaxy-importer (ARGS="mypy ruff" picks some)
+	@python scripts/checks.py lint $(ARGS)
+
+sanity: deps ## ansible-test sanity on a clean copy
+	@scripts/sanity $(ARGS)
+
+unit: deps ## unit tests, in .venv and in the Celery 5.7 environment (ARGS go to pytest)
+	@scripts/pytest ansible tests/unit $(ARGS)
+	@scripts/pytest 5.7 tests/unit $(ARGS)
+
+contract: deps ## engine and runtime against every Celery of CELERY="5.4 5.5 5.6 5.7"
+	@set -e; for minor in $(CELERY); do scripts/pytest $$minor tests/contract $(ARGS); done
+
+integration: deps ## real redis-server and workers on this machine, modules run by Ansible
+	@scripts/pytest ansible tests/integration $(ARGS)
+	@scripts/pytest 5.7 tests/integration $(ARGS)
+
+molecule: deps ## every Molecule scenario on real systemd hosts (ARGS="-s NAME" for one)
+	@molecule test $(or $(ARGS),--all)
+
+test: deps ## everything, cheap to dear: lint, unit, sanity, contract, integration, molecule
+	@python scripts/checks.py test $(ARGS)
+
+demo: deps ## the story on three real hosts: install, rolling deploy, bad release, rollback, scale (KEEP=1 keeps them)
+	@KEEP="$(KEEP)" scripts/demo
+
+down: deps ## remove every test host of this checkout
+	@python tests/fleet/fleet.py down --all
+
+bench: deps ## measure against the usual way; prints a table, writes tests/output/bench.json
+	@python scripts/bench.py $(ARGS)
+
+docs: deps ## HTML reference of modules and roles in docs/reference
+	@scripts/reference
+
+build: deps ## the collection's archive in tests/output/artifact
+	@scripts/artifact
+
+clean: ## remove what runs have written (not .venv); the hosts go first
+	@if [ -x .venv/bin/python ]; then python tests/fleet/fleet.py down --all; fi
+	@rm -rf $(OUT) docs/reference collections .ansible .cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,152 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run named steps in stages: the steps of a stage side by side, the stages one after the other.
+
+    python scripts/checks.py lint [STEP ...]
+    python scripts/checks.py test [STEP ...]
+
+The output of a step goes to tests/output/log/STEP.log; it is shown when the step fails, and its closing lines
+always where the stage asks for it. Every step has its own process group, which is ended with this script.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+LOGS = TOP / "tests" / "output" / "log"
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    command: str  # run by sh in the checkout
+    tail: int = 0  # closing lines of the log shown when the step succeeds
+
+
+SHELL = "^#!/(usr/)?bin/(env )?(ba)?sh$"
+LINT = [
+    [
+        Step("ansible-lint", "ansible-lint --profile production --offline --strict -q"),
+        Step("plugin-docs", "antsibull-docs lint-collection-docs --plugin-docs ."),
+        Step("galaxy-importer", "scripts/artifact --check"),
+        Step("mypy", "mypy"),
+        Step("house", "python scripts/house.py"),
+        Step("yamllint", "yamllint --strict ."),
+        Step("ruff", "ruff check ."),
+        Step("shellcheck", f"git grep -lIE --untracked '{SHELL}' -- ':!*.md' | xargs -r shellcheck"),
+        Step("changelog", "antsibull-changelog lint"),
+    ]
+]
+TEST = [
+    [Step("lint", "python scripts/checks.py lint", tail=12)],
+    [Step("unit", "make -s unit", tail=6), Step("image", "tests/image/build.sh")],
+    [Step("sanity", "make -s sanity", tail=4), Step("contract", "make -s contract", tail=6)],
+    [Step("integration", "make -s integration", tail=4)],
+    [Step("molecule", "make -s molecule", tail=12)],
+]
+PLANS = {"lint": LINT, "test": TEST}
+
+
+class Stopped(Exception):
+    pass
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def stop(running: dict[str, subprocess.Popen[bytes]]) -> None:
+    for sign, patience in ((signal.SIGINT, 30.0), (signal.SIGKILL, 5.0)):
+        for process in running.values():
+            if process.poll() is None:
+                os.killpg(process.pid, sign)
+        end = time.monotonic() + patience
+        for process in running.values():
+            try:
+                process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                say("a step ignores the interrupt; killing it")
+
+
+def run_stage(steps: list[Step], jobs: int) -> list[str]:
+    """Returns the names of the failed steps."""
+    waiting, failed = list(steps), list[str]()
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    started: dict[str, float] = {}
+    by_name = {step.name: step for step in steps}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                step = waiting.pop(0)
+                with (LOGS / f"{step.name}.log").open("wb") as log:
+                    running[step.name] = subprocess.Popen(
+                        ["sh", "-c", step.command], cwd=TOP, stdin=subprocess.DEVNULL,
+                        stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                    )  # fmt: skip
+                started[step.name] = time.monotonic()
+                say(f"start  {step.name}")
+            time.sleep(0.05)
+            for name in [name for name, process in running.items() if process.poll() is not None]:
+                process = running.pop(name)
+                seconds = time.monotonic() - started[name]
+                lines = (LOGS / f"{name}.log").read_text(errors="replace").splitlines()
+                if process.returncode:
+                    failed.append(name)
+                    say(f"FAILED {name} (exit {process.returncode}, {seconds:.1f} s)")
+                    shown = lines[-200:]
+                else:
+                    say(f"ok     {name} ({seconds:.1f} s)")
+                    shown = lines[-by_name[name].tail :] if by_name[name].tail else []
+                for line in shown:
+                    print(f"         {line}", flush=True)
+    except (KeyboardInterrupt, Stopped):
+        stop(running)
+        raise
+    return failed
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] not in PLANS:
+        print(__doc__, file=sys.stderr)
+        return 2
+    plan, wanted = PLANS[arguments[0]], arguments[1:]
+    known = [step.name for stage in plan for step in stage]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        print(f"no such step: {', '.join(unknown)}; the steps are: {', '.join(known)}", file=sys.stderr)
+        return 2
+    os.environ["PATH"] = f"{TOP}/.venv/bin:{os.environ['PATH']}"
+    LOGS.mkdir(parents=True, exist_ok=True)
+
+    def terminated(*_: object) -> None:
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, terminated)
+    jobs = max(1, min(2, os.cpu_count() or 1))
+    begin = time.monotonic()
+    failed: list[str] = []
+    try:
+        for stage in plan:
+            steps = [step for step in stage if not wanted or step.name in wanted]
+            failed += run_stage(steps, jobs)
+    except (KeyboardInterrupt, Stopped):
+        say("stopped; nothing is left running")
+        return 130
+    seconds = time.monotonic() - begin
+    if failed:
+        say(f"{arguments[0]}: FAILED: {', '.join(failed)} ({seconds:.0f} s; logs in tests/output/log)")
+        return 1
+    say(f"{arguments[0]}: all passed ({seconds:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
