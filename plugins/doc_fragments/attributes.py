@@ -1,0 +1,39 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options: {}
+attributes:
+  action_group:
+    description: Use C(group/celeryops.runbook.celeryops) in C(module_defaults) to set the connection once.
+    support: full
+    membership:
+      - celeryops.runbook.celeryops
+  check_mode:
+    description: Says what would change without changing it.
+    support: full
+  diff_mode:
+    description: Returns what has changed or would change.
+    support: full
+"""
+
+    INFO = r"""
+options: {}
+attributes:
+  action_group:
+    description: Use C(group/celeryops.runbook.celeryops) in C(module_defaults) to set the connection once.
+    support: full
+    membership:
+      - celeryops.runbook.celeryops
+  check_mode:
+    description: Never changes anything, so it does the same in check mode.
+    support: full
+  diff_mode:
+    description: Returns what has changed or would change.
+    support: N/A
+"""

@@ -1,0 +1,48 @@
+"""The application of the tests. Broker and result backend come from the environment."""
+
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import os
+import time
+
+from celery import Celery
+
+app = Celery("labapp", broker=os.environ.get("CELERY_BROKER_URL"), backend=os.environ.get("CELERY_RESULT_BACKEND"))
+app.conf.update(
+    broker_connection_retry_on_startup=True,
+    worker_prefetch_multiplier=1,
+    broker_transport_options=(
+        {"global_keyprefix": os.environ["LABAPP_KEY_PREFIX"]} if os.environ.get("LABAPP_KEY_PREFIX") else {}
+    ),
+)
+
+
+@app.task(name="lab.add")
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task(name="lab.fail")
+def fail(text: str = "failed on purpose") -> None:
+    raise ValueError(text)
+
+
+@app.task(name="lab.sleep")
+def sleep(seconds: float, secret: str = "") -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+@app.task(name="lab.late", acks_late=True)
+def late(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+@app.task(name="lab.limited", rate_limit="10/m", time_limit=60, soft_time_limit=50)
+def limited() -> str:
+    return "done"

@@ -1,0 +1,312 @@
+"""What the tests share: scratch Redis servers, real workers in their own process group, modules run by Ansible."""
+
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+OUTPUT = TESTS / "output"
+COLLECTIONS = OUTPUT / "collections"
+
+
+def link_collection() -> None:
+    """Make the checkout importable and usable as celeryops.runbook."""
+    link = COLLECTIONS / "ansible_collections" / "celeryops" / "runbook"
+    if not link.exists():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(ROOT)
+
+
+def celery_venv(minor: str = "5.7") -> Path:
+    """The virtual environment with Celery: the one the tests run in if they run in one, else celery-MINOR."""
+    if (Path(sys.prefix) / "bin" / "celery").exists():
+        return Path(sys.prefix)
+    path = OUTPUT / "venvs" / f"celery-{minor}"
+    if not (path / "bin" / "celery").exists():
+        raise RuntimeError(f"{path} is missing: run scripts/venv {minor}")
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(
+    condition: Callable[[], Any], timeout: float = 30.0, what: str = "condition", interval: float = 0.05
+) -> Any:
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come true in {timeout} s")
+        time.sleep(interval)
+
+
+class RedisServer:
+    """A redis-server of our own on a free port, nothing saved."""
+
+    def __init__(self, *arguments: str, password: str = "", directory: Path | None = None) -> None:
+        self.port = free_port()
+        self.password = password
+        self.arguments = arguments
+        self.directory = directory or OUTPUT / "redis"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> RedisServer:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lines = [f"port {self.port}", "bind 127.0.0.1", 'save ""', "appendonly no", f"dir {self.directory}"]
+        if self.password:
+            lines.append(f'requirepass "{self.password}"')
+        # The configuration comes through stdin: no secret in argv.
+        self.process = subprocess.Popen(
+            ["redis-server", "-", *self.arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert self.process.stdin
+        self.process.stdin.write("\n".join([*lines, ""]).encode())
+        self.process.stdin.close()
+        wait_until(lambda: self.cli("PING") == "PONG", 10, "redis-server")
+        return self
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def __enter__(self) -> RedisServer:
+        return self.start()
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop()
+
+    def url(self, db: int = 0) -> str:
+        secret = f":{self.password}@" if self.password else ""
+        return f"redis://{secret}127.0.0.1:{self.port}/{db}"
+
+    def cli(self, *command: str, db: int = 0) -> str:
+        """Answer of one command through redis-cli, stripped."""
+        environment = {**os.environ, "REDISCLI_AUTH": self.password} if self.password else None
+        done = subprocess.run(
+            ["redis-cli", "-p", str(self.port), "-n", str(db), *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        return done.stdout.strip()
+
+    def keys(self, db: int = 0) -> list[str]:
+        return sorted(self.cli("KEYS", "*", db=db).splitlines())
+
+
+class Worker:
+    """One real worker (or beat) process group. The broker URL goes through the environment."""
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        queues: str = "celery",
+        pool: str = "prefork",
+        concurrency: int = 2,
+        app: str = "labapp",
+        arguments: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+        venv: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.environment = {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url, **(environment or {})}
+        self.command = [
+            str((venv or celery_venv()) / "bin" / "celery"), "-A", app, "worker", "-n", name, "-Q", queues, "-P", pool,
+            "-c", str(concurrency), "--loglevel", "INFO", "--without-gossip", "--without-mingle", *arguments,
+        ]  # fmt: skip
+        self.ready = " ready."
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = OUTPUT / "logs" / f"{name}-{time.monotonic_ns()}.log"
+
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
+
+    def spawn(self) -> Worker:
+        """Start without waiting until it is ready."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=TESTS,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **self.environment},
+            )
+        return self
+
+    def wait_ready(self, timeout: float = 30.0) -> Worker:
+        def ready() -> bool:
+            assert self.process
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+            return self.ready in self.log.read_text()
+
+        wait_until(ready, timeout, f"worker {self.name}")
+        return self
+
+    def start(self) -> Worker:
+        return self.spawn().wait_ready()
+
+    def signal(self, number: int) -> None:
+        """Signal the main process only."""
+        os.kill(self.pid, number)
+
+    def freeze(self) -> None:
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL of the whole group."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Warm stop, then SIGKILL for whatever is left of the group."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.thaw()
+                self.signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout)
+        self.kill()
+
+    def __enter__(self) -> Worker:
+        return self.start()
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop()
+
+
+class Beat(Worker):
+    """A beat that answers ping (Celery 5.7 and later)."""
+
+    def __init__(self, url: str, name: str, schedule: Path, *, app: str = "labapp", venv: Path | None = None) -> None:
+        super().__init__(url, name, app=app, venv=venv)
+        self.command = [
+            str((venv or celery_venv()) / "bin" / "celery"), "-A", app, "beat", "--enable-remote-control",
+            "--schedule", str(schedule), "--loglevel", "INFO",
+        ]  # fmt: skip
+        self.ready = "beat: Starting..."
+
+
+@contextlib.contextmanager
+def workers(*fleet: Worker) -> Iterator[tuple[Worker, ...]]:
+    """Start several at once; all of them end afterwards."""
+    try:
+        for worker in fleet:
+            worker.spawn()
+        for worker in fleet:
+            worker.wait_ready()
+        yield fleet
+    finally:
+        for worker in fleet:
+            if worker.process is not None and worker.process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    worker.thaw()
+                    worker.signal(signal.SIGTERM)
+        for worker in fleet:
+            worker.stop(5.0)
+
+
+class Ansible:
+    """Runs modules of this collection with the real ansible-playbook on localhost."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.output = ""
+
+    def play(
+        self,
+        tasks: list[dict[str, Any]],
+        *,
+        check: bool = False,
+        diff: bool = True,
+        verbosity: int = 0,
+        defaults: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+        timeout: float = 240.0,
+    ) -> list[dict[str, Any]]:
+        """Results of the tasks in order, failed ones too. Arguments travel in a 0600 file, never in argv."""
+        play = {
+            "hosts": "localhost",
+            "connection": "local",
+            "gather_facts": False,
+            "vars": {"ansible_python_interpreter": "{{ ansible_playbook_python }}"},
+            "module_defaults": {"group/celeryops.runbook.celeryops": defaults or {}},
+            "tasks": [{"name": f"Task {index}", "ignore_errors": True, **task} for index, task in enumerate(tasks)],
+        }
+        playbook = self.directory / "play.json.yml"
+        results = self.directory / "results.jsonl"
+        results.write_text("")
+        playbook.touch(mode=0o600)
+        playbook.write_text(json.dumps([play]))
+        link_collection()
+        command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "localhost,", str(playbook)]
+        command += ["--check"] * check + ["--diff"] * diff + ["-" + "v" * verbosity] * bool(verbosity)
+        done = subprocess.run(
+            command,
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            env={
+                **os.environ,
+                "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+                "ANSIBLE_CALLBACK_PLUGINS": str(TESTS / "callback_plugins"),
+                "ANSIBLE_CALLBACKS_ENABLED": "celeryops_results",
+                "CELERYOPS_RESULTS": str(results),
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_RETRY_FILES_ENABLED": "0",
+                "ANSIBLE_LOCALHOST_WARNING": "0",
+                **(environment or {}),
+            },
+        )
+        self.output = done.stdout + done.stderr
+        found = [json.loads(line) for line in results.read_text().splitlines()]
+        if len(found) != len(tasks):
+            raise RuntimeError(f"{len(found)} results for {len(tasks)} tasks:\n{self.output[-4000:]}")
+        return found
+
+    def module(self, name: str, arguments: dict[str, Any], **options: Any) -> dict[str, Any]:
+        return self.play([{f"celeryops.runbook.{name}": arguments}], **options)[0]
