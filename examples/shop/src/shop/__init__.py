@@ -1,0 +1,10 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A small web shop's background work: the example application of celeryops.runbook."""
+
+from __future__ import annotations
+
+from .celery import app
+
+__all__ = ["app"]

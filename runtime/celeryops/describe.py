@@ -1,0 +1,84 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""python -m celeryops.describe -A pkg.module:app: what an application is made of, as JSON on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import traceback
+from typing import Any
+
+from ._environment import release
+
+
+def load_app(name: str) -> Any:
+    """The application with every task its workers would know: included, autodiscovered and our own."""
+    from celery.app.utils import find_app
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    app = find_app(name)
+    app.set_default()
+    importlib.import_module("celeryops.worker")
+    app.loader.import_default_modules()
+    app.finalize()
+    return app
+
+
+def describe(app: Any) -> dict[str, Any]:
+    import celery
+
+    conf = app.conf
+    return {
+        "release": release(),
+        "celery": celery.__version__,
+        "python": platform.python_version(),
+        "tasks": sorted(app.tasks),
+        "schedule": {name: _entry(app, entry) for name, entry in sorted(dict(conf.beat_schedule or {}).items())},
+        "queues": sorted(app.amqp.queues),
+        "acks_late": bool(conf.task_acks_late),
+        "acks_late_tasks": sorted(name for name, task in app.tasks.items() if task.acks_late),
+        "visibility_timeout": (conf.broker_transport_options or {}).get("visibility_timeout"),
+    }
+
+
+def _entry(app: Any, entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        entry = {"task": entry.task, "args": entry.args, "kwargs": entry.kwargs, "options": entry.options}
+    options = dict(entry.get("options") or {})
+    queue = app.amqp.router.route(options, entry["task"], entry.get("args") or (), entry.get("kwargs") or {}).get("queue")
+    return {"task": entry["task"], "queue": getattr(queue, "name", queue) or app.conf.task_default_queue}
+
+
+def _reason(exc: BaseException) -> str:
+    frames = traceback.extract_tb(exc.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return " ".join(f"{type(exc).__name__}: {exc}".split()) + place
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m celeryops.describe", description=__doc__)
+    parser.add_argument("-A", "--app", required=True, metavar="PKG.MODULE:APP")
+    options = parser.parse_args(argv)
+    # Only the JSON may reach stdout, whatever the application prints while it is imported.
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        text = json.dumps(describe(load_app(options.app)), indent=2)
+    except (Exception, SystemExit) as exc:
+        print(f"celeryops.describe: {options.app} does not import: {_reason(exc)}", file=sys.stderr)
+        return 1
+    sys.stdout.flush()
+    with os.fdopen(answer, "w") as out:
+        print(text, file=out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
