@@ -41,6 +41,7 @@ class Fleet:
     refused: list[str] = field(default_factory=list)
     elapsed: float = 0.0
     complete: bool = True  # all that are subscribed have answered
+    present: list[str] = field(default_factory=list)  # everybody heard, asked or not
 
     def in_state(self, state: str) -> list[str]:
         return sorted(name for name, node in self.nodes.items() if node.state == state)
@@ -93,7 +94,9 @@ def observe(
         requests += [Request(command) for command in everybody if command not in asked]
     wanted = list(dict.fromkeys([*(destination or ()), *expected]))
     done = control.converse(requests, timeout=timeout, expected=wanted or None, census=census)
-    fleet = Fleet(subscribed=done.census.subscribed, elapsed=done.elapsed, complete=done.complete)
+    fleet = Fleet(
+        subscribed=done.census.subscribed, elapsed=done.elapsed, complete=done.complete, present=done.census.nodes
+    )
     for request, answers in zip(requests, done.answers, strict=True):
         _add(fleet, request, answers)
     if not any(request.command == "ping" for request in requests):
