@@ -122,6 +122,7 @@ class Facts:
     fleet: Mapping[str, Any] | None = None
     queues: Mapping[str, Mapping[str, Any]] | None = None
     unacked: Mapping[str, Any] | None = None
+    queues_reason: str = "the broker does not answer"
     events: Mapping[str, Any] | None = None
     events_reason: str = "the event stream was not read"
     visibility_timeout: float = 3600.0
@@ -349,6 +350,8 @@ def _broker_persistence(j: _Judge, broker: Mapping[str, Any]) -> None:
         j.add("broker_persistence", CRITICAL, "", "failed", "; ".join(failed) + ": look at the disk of the Redis host")
     elif aof:
         j.add("broker_persistence", OK, "", "aof", "the append-only file is on and was written")
+    elif broker.get("save") is None:
+        j.add("broker_persistence", WARNING, "", "unknown", "the append-only file is off, snapshots are unknown")
     elif broker.get("save"):
         j.add("broker_persistence", WARNING, "", "rdb", "snapshots only: a crash loses the tasks since the last one")
     else:
@@ -423,7 +426,7 @@ def _queues(j: _Judge) -> None:
     queues = j.facts.queues
     if queues is None:
         for name in ("queue_depth", "queue_latency", "queue_consumers"):
-            j.unknown(name, "the broker does not answer")
+            j.unknown(name, j.facts.queues_reason)
         return
     limits = j.thresholds
     j.figures(
@@ -475,7 +478,7 @@ def _queues(j: _Judge) -> None:
 def _unacked(j: _Judge) -> None:
     unacked = j.facts.unacked
     if unacked is None:
-        j.unknown("unacked_age", "the broker does not answer")
+        j.unknown("unacked_age", j.facts.queues_reason)
         return
     count, age = int(unacked.get("count", 0)), float(unacked.get("oldest_age") or 0.0)
     limit = max(j.facts.visibility_timeout, 1e-9)

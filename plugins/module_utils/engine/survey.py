@@ -1,0 +1,188 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Gathers what the health verdict needs from a broker and the fleet behind it. Reads only."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .connection import Broker
+from .control import Control, Request, is_beat
+
+_INFO = (
+    *("role", "loading", "redis_version", "uptime_in_seconds", "connected_clients", "maxclients"),
+    *("used_memory", "maxmemory", "maxmemory_policy", "total_system_memory", "evicted_keys", "rejected_connections"),
+    *("aof_enabled", "aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"),
+)
+
+
+def broker_facts(broker: Broker) -> dict[str, Any]:
+    """What INFO tells, and the snapshot rule where CONFIG may be read."""
+    if broker.kind != "redis":
+        broker.celery_app.connection_for_read().ensure_connection(max_retries=0, timeout=broker.spec.connect_timeout)
+        return {"kind": broker.kind}
+    from redis.exceptions import ResponseError
+
+    with broker.guard():
+        info = broker.redis.info()
+        facts: dict[str, Any] = {"kind": "redis", **{name: info[name] for name in _INFO if name in info}}
+        try:
+            settings = broker.redis.config_get("save", "maxclients")
+        except ResponseError:
+            return facts  # an ACL or a managed Redis forbids CONFIG
+    settings = {_text(key): _text(value) for key, value in settings.items()}
+    facts["save"] = settings.get("save")
+    if settings.get("maxclients", "").isdigit():
+        facts["maxclients"] = int(settings["maxclients"])
+    return facts
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def fleet_facts(broker: Broker, expected: Sequence[str], timeout: float) -> dict[str, Any]:
+    """Who answers, what each consumes and runs. No task arguments are kept."""
+    with Control(broker, timeout=timeout) as control:
+        asked = control.converse(
+            [Request("active_queues"), Request("celeryops_release"), Request("active")],
+            expected=list(expected) or None,
+            census=True,
+        )
+    queues, releases, active = asked.answers
+    answered: dict[str, dict[str, Any]] = {
+        reply.node: {"queues": [], "release": None} for reply in asked.census.replies if not is_beat(reply.node)
+    }
+    for reply in queues.replies:
+        if reply.node in answered and isinstance(reply.value, list):
+            answered[reply.node]["queues"] = sorted(queue["name"] for queue in reply.value)
+    for reply in releases.replies:
+        if reply.node in answered and isinstance(reply.value, dict):
+            answered[reply.node]["release"] = reply.value.get("release") or None
+    now = time.time()
+    running: dict[str, float] = {}
+    for reply in active.replies:
+        for task in reply.value if isinstance(reply.value, list) else ():
+            if task.get("time_start"):
+                seconds = max(0.0, now - float(task["time_start"]))
+                running[task["name"]] = max(seconds, running.get(task["name"], 0.0))
+    return {
+        "answered": answered,
+        "subscribed": asked.census.subscribed,
+        "silent_count": asked.census.silent_count,
+        "duplicates": [node for node in asked.census.duplicates if not is_beat(node)],
+        "beats": sum(is_beat(reply.node) for reply in asked.census.replies),
+        "running": running,
+    }
+
+
+class EventWindow:
+    """Counts task events from its opening on. The workers send them only with -E (or worker_send_task_events)."""
+
+    def __init__(self, broker: Broker, exchange: str = "celeryev") -> None:
+        self.counts: Counter[str] = Counter()
+        self.names: dict[str, str] = {}
+        self.runtimes: dict[str, float] = {}
+        self.heard = 0
+        self.opened = time.monotonic()
+        with broker.guard():
+            self.pubsub = broker.redis.pubsub(ignore_subscribe_messages=True)
+            # Published with a routing key (the usual case) or, with fanout_patterns off, without.
+            self.pubsub.psubscribe(
+                *(name for topic in broker.fanout_topics(exchange) for name in (topic, f"{topic}/*"))
+            )
+
+    def close(self) -> None:
+        self.pubsub.close()
+
+    def take(self, raw: bytes) -> None:
+        try:
+            message = json.loads(raw)
+            body = message["body"]
+            if message["properties"].get("body_encoding") == "base64":
+                body = base64.b64decode(body)
+            events = json.loads(body)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return
+        for event in events if isinstance(events, list) else [events]:
+            if not isinstance(event, Mapping):
+                continue
+            self.heard += 1
+            kind, task = str(event.get("type", "")), str(event.get("uuid", ""))
+            self.counts[kind] += 1
+            if kind == "task-received" and event.get("name"):
+                self.names[task] = str(event["name"])
+            if kind == "task-succeeded" and task in self.names:
+                name = self.names[task]
+                self.runtimes[name] = max(float(event.get("runtime") or 0.0), self.runtimes.get(name, 0.0))
+
+    def read(self, seconds: float) -> dict[str, Any] | None:
+        """Everything until the window is `seconds` old; None if not a single task event came."""
+        end = self.opened + seconds
+        while True:
+            message = self.pubsub.get_message(timeout=max(0.0, end - time.monotonic()))
+            if message is not None and message.get("type") == "pmessage":
+                self.take(message["data"])
+            if time.monotonic() >= end:
+                break
+        if not any(kind.startswith("task-") for kind in self.counts):
+            return None
+        return {
+            "seconds": round(time.monotonic() - self.opened, 1),
+            "succeeded": self.counts["task-succeeded"],
+            "failed": self.counts["task-failed"],
+            "retried": self.counts["task-retried"],
+            "started": self.counts["task-started"],
+            "runtimes": self.runtimes,
+        }
+
+
+def queue_facts(broker: Broker, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """queue -> how many messages wait, and for how long the oldest does, if its producer stamps."""
+    queues = sorted(set(names))
+    lists = [
+        (queue, f"{broker.key_prefix}{queue}{broker.sep}{step}" if step else f"{broker.key_prefix}{queue}")
+        for queue in queues
+        for step in broker.priority_steps
+    ]
+    with broker.guard():
+        pipe = broker.redis.pipeline(transaction=False)
+        for _, key in lists:
+            pipe.llen(key)
+            # Producers push on the left, consumers pop on the right: the oldest is the last.
+            pipe.lindex(key, -1)
+        found = iter(pipe.execute())
+    now = time.time()
+    facts: dict[str, dict[str, Any]] = {queue: {"depth": 0, "oldest_age": None} for queue in queues}
+    for queue, _ in lists:
+        depth, oldest = int(next(found)), next(found)
+        facts[queue]["depth"] += depth
+        published = _published(oldest)
+        if published is not None:
+            age = max(0.0, now - published)
+            facts[queue]["oldest_age"] = max(age, facts[queue]["oldest_age"] or 0.0)
+    return facts
+
+
+def _published(raw: bytes | None) -> float | None:
+    try:
+        return float(json.loads(raw or b"{}")["headers"]["celeryops_published"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def unacked_facts(broker: Broker) -> dict[str, Any]:
+    """How many messages are with workers and not acknowledged, and for how long the oldest has been."""
+    key = broker.key_prefix + broker.unacked_index_key
+    with broker.guard():
+        pipe = broker.redis.pipeline(transaction=False)
+        pipe.zcard(key)
+        pipe.zrange(key, 0, 0, withscores=True)
+        count, first = pipe.execute()
+    return {"count": int(count), "oldest_age": round(max(0.0, time.time() - first[0][1]), 3) if first else None}

@@ -1,0 +1,257 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_health
+short_description: Judge the health of a Celery fleet and its broker by thresholds
+version_added: 0.1.0
+author:
+  - celeryops contributors (@celeryops)
+description:
+  - Asks the broker and, through it, every worker, once, and judges what it finds together with what
+    M(celeryops.runbook.celery_host_info) saw on the hosts.
+  - Every check says C(ok), C(warning), C(critical) or C(unknown). What cannot be seen is C(unknown), never a guess.
+  - A broker that does not answer is a finding, not an error of the module.
+  - The module reads only. It does not switch on task events either; without them the rates are C(unknown).
+options:
+  hosts:
+    description:
+      - A dictionary from host name to the result of M(celeryops.runbook.celery_host_info) there.
+      - An entry C(reachable=false) marks a host that could not be looked at.
+    type: dict
+    default: {}
+  queues:
+    description: Queues to judge beside those which the hosts' workers are configured for or consume.
+    type: list
+    elements: str
+    default: []
+  thresholds:
+    description:
+      - A dictionary from the name of a check to C(warning) and C(critical), in place of the defaults.
+      - Null switches a step off.
+      - A value at C(warning) is a warning, one beyond C(critical) is critical.
+    type: dict
+    default: {}
+  queue_thresholds:
+    description: A dictionary from queue to C(depth), C(latency), C(consumers), each with C(warning) and C(critical).
+    type: dict
+    default: {}
+  task_thresholds:
+    description: A dictionary from a pattern of task names to C(warning) and C(critical) in seconds of run time.
+    type: dict
+    default: {}
+  beat_expected:
+    description: Whether one beat has to run.
+    type: bool
+    default: true
+  visibility_timeout:
+    description:
+      - The broker's visibility timeout in seconds. Default is the one of the transport options, else 3600.
+    type: float
+  window:
+    description: Seconds to listen to the event stream for the rates, 0 for not at all.
+    type: float
+    default: 3.0
+  window_minimum:
+    description: Tasks that must have been seen in O(window) before a rate is judged.
+    type: int
+    default: 20
+  timeout:
+    description: Seconds to wait for the answers of all workers.
+    type: float
+    default: 2.0
+extends_documentation_fragment:
+  - celeryops.runbook.connection
+  - celeryops.runbook.attributes.info
+seealso:
+  - module: celeryops.runbook.celery_host_info
+  - module: celeryops.runbook.celery_inspect
+"""
+
+EXAMPLES = r"""
+- name: Judge the fleet
+  celeryops.runbook.celery_health:
+    environment_file: /etc/celeryops/shop/secret.env
+    virtualenv: /srv/shop/current/venv
+    hosts:
+      worker1: "{{ seen }}"
+    thresholds:
+      queue_depth: {warning: 100, critical: 500}
+    queue_thresholds:
+      reports:
+        depth: {warning: 500, critical: 1000}
+        latency: {warning: 60, critical: 300}
+    task_thresholds:
+      shop.sales_report: {warning: 30, critical: 60}
+  register: health
+  failed_when: health.verdict == 'critical'
+"""
+
+RETURN = r"""
+verdict:
+  description: V(critical) or V(warning) if any check is, else V(healthy).
+  returned: success
+  type: str
+  sample: healthy
+causes:
+  description: The messages that decided the verdict, worst first.
+  returned: success
+  type: list
+  elements: str
+  sample: ["queue bulk: 1200 messages wait"]
+counts:
+  description: How many checks ended in each severity.
+  returned: success
+  type: dict
+  sample: {ok: 24, unknown: 2, warning: 0, critical: 0}
+checks:
+  description: One entry for each check, or one for each subject of a check that is not well.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The check.
+      type: str
+      sample: queue_depth
+    severity:
+      description: V(ok), V(unknown), V(warning) or V(critical).
+      type: str
+    subject:
+      description: The queue, node, unit or host it is about, if it is about one.
+      type: str
+      sample: bulk
+    value:
+      description: What was found.
+      type: raw
+      sample: 1200
+    warning:
+      description: The threshold of a warning.
+      type: float
+    critical:
+      description: The threshold of a critical finding.
+      type: float
+    unit:
+      description: The unit of value and thresholds.
+      type: str
+      sample: messages
+    message:
+      description: The finding in words.
+      type: str
+    cure:
+      description: The playbook of this collection that helps.
+      type: str
+      sample: scale
+fleet:
+  description: The nodes that answered, with the queues they consume and their release.
+  returned: success
+  type: dict
+queues:
+  description: Messages waiting in each queue, and for how long the oldest has waited, in seconds.
+  returned: success
+  type: dict
+  sample: {bulk: {depth: 1200, oldest_age: 31.5}}
+unacked:
+  description: Messages with workers and not acknowledged.
+  returned: success
+  type: dict
+  sample: {count: 3, oldest_age: 4.2}
+"""
+
+from typing import Any
+
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine import health, survey
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import CeleryOpsError, PreconditionFailed
+
+
+def look(module: CeleryModule, facts: health.Facts) -> None:
+    """Fill in what the broker and the workers tell; what fails stays None."""
+    params = module.params
+    units = [unit for host in facts.hosts.values() for unit in host.get("units", []) if unit.get("kind") == "worker"]
+    expected = sorted({unit["node"] for unit in units if unit.get("node") and unit.get("enabled")})
+    with module.broker() as broker:
+        facts.broker = survey.broker_facts(broker)
+        options = broker.spec.transport_options
+        facts.visibility_timeout = float(params["visibility_timeout"] or options.get("visibility_timeout") or 3600)
+        if broker.kind != "redis":
+            facts.events_reason = facts.queues_reason = "it is read from Redis only"
+            facts.fleet = survey.fleet_facts(broker, expected, params["timeout"])
+            return
+        window = survey.EventWindow(broker) if params["window"] > 0 else None
+        try:
+            facts.fleet = survey.fleet_facts(broker, expected, params["timeout"])
+            names = {queue for unit in units if unit.get("enabled") for queue in unit.get("queues", [])}
+            names.update(params["queues"], *(node["queues"] for node in facts.fleet["answered"].values()))
+            facts.queues = survey.queue_facts(broker, names)
+            facts.unacked = survey.unacked_facts(broker)
+            if window is not None:
+                facts.events = window.read(params["window"])
+                facts.events_reason = "no task events came: the workers send none (start them with -E) or nothing ran"
+        finally:
+            if window is not None:
+                window.close()
+
+
+def body(module: CeleryModule) -> dict[str, Any]:
+    params = module.params
+    for name in ("window", "timeout"):
+        if params[name] < 0 or (name == "timeout" and params[name] == 0):
+            raise PreconditionFailed(f"{name}: must be above 0 seconds, not {params[name]:g}.")
+    for name, host in params["hosts"].items():
+        if not isinstance(host, dict):
+            raise PreconditionFailed(f"hosts.{name}: give the result of celery_host_info, not {type(host).__name__}.")
+    try:
+        thresholds = health.Thresholds(params["thresholds"], params["queue_thresholds"], params["task_thresholds"])
+    except health.BadThreshold as error:
+        raise PreconditionFailed(str(error)) from error
+    facts = health.Facts(
+        hosts=params["hosts"], beat_expected=params["beat_expected"], events_minimum=params["window_minimum"]
+    )
+    if params["window"] == 0:
+        facts.events_reason = "the event stream was not read (window is 0)"
+    module.broker_spec()  # a wrong option is an error, not a broker that is down
+    try:
+        look(module, facts)
+    except CeleryOpsError as error:
+        if facts.broker is None:
+            facts.broker_error = error.msg
+            facts.events_reason = facts.queues_reason
+        else:
+            module.warn(f"the broker went away during the survey: {error.msg}")
+    verdict = health.judge(facts, thresholds)
+    return {
+        "changed": False,
+        **verdict.as_dict(),
+        "causes": verdict.causes,
+        "fleet": dict((facts.fleet or {}).get("answered", {})),
+        "queues": dict(facts.queues or {}),
+        "unacked": dict(facts.unacked or {}),
+    }
+
+
+def main() -> None:
+    run(
+        body,
+        {
+            "hosts": {"type": "dict", "default": {}},
+            "queues": {"type": "list", "elements": "str", "default": []},
+            "thresholds": {"type": "dict", "default": {}},
+            "queue_thresholds": {"type": "dict", "default": {}},
+            "task_thresholds": {"type": "dict", "default": {}},
+            "beat_expected": {"type": "bool", "default": True},
+            "visibility_timeout": {"type": "float"},
+            "window": {"type": "float", "default": 3.0},
+            "window_minimum": {"type": "int", "default": 20},
+            "timeout": {"type": "float", "default": 2.0},
+        },
+        supports_check_mode=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
