@@ -12,6 +12,7 @@ always where the stage asks for it. Every step has its own process group, which 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -64,16 +65,21 @@ def say(text: str) -> None:
 
 
 def stop(running: dict[str, subprocess.Popen[bytes]]) -> None:
-    for sign, patience in ((signal.SIGINT, 30.0), (signal.SIGKILL, 5.0)):
+    """Interrupt the leaders and let them clean up; then end what is left of their groups (sh's `&` ignores SIGINT)."""
+    for process in running.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+    end = time.monotonic() + 30
+    for name, process in running.items():
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            say(f"{name} ignores the interrupt; killing it")
+    for sign in (signal.SIGTERM, signal.SIGKILL):
         for process in running.values():
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, sign)
-        end = time.monotonic() + patience
-        for process in running.values():
-            try:
-                process.wait(max(0.0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                say("a step ignores the interrupt; killing it")
+        time.sleep(0.5)
 
 
 def run_stage(steps: list[Step], jobs: int) -> list[str]:

@@ -65,9 +65,9 @@ def names(root: Path, pattern: str) -> list[str]:
 def licence_headers(root: Path) -> Iterator[str]:
     for path in files(root):
         script = path.suffix == "" and text(path).startswith("#!")
-        if path.suffix not in (".py", ".sh") and not script:
+        if (path.suffix not in (".py", ".sh") and not script) or not text(path).strip():
             continue
-        head = text(path).splitlines()[:8]
+        head = text(path).splitlines()[:10]
         for line in LICENCE:
             if f"# {line}" not in head:
                 yield f"{path.relative_to(root)}: the header lacks the line '# {line}'"
@@ -177,12 +177,19 @@ def playbook_pages(root: Path) -> Iterator[str]:
 
 
 def modules_listed(root: Path) -> Iterator[str]:
-    """meta/runtime.yml's action group and README.md name exactly the modules that exist."""
+    """The action group holds the modules that take the connection, README.md names every module and role."""
     runtime = load(root / "meta" / "runtime.yml") or {}
     group = set((runtime.get("action_groups") or {}).get("celeryops") or [])
     modules = set(names(root, "plugins/modules/*.py"))
-    for name in sorted(modules - group):
-        yield f"meta/runtime.yml: the module {name} is not in the action group celeryops"
+    connecting = {
+        name
+        for name in modules
+        if "- celeryops.runbook.connection" in text(root / "plugins" / "modules" / f"{name}.py")
+    }
+    for name in sorted(connecting - group):
+        yield f"meta/runtime.yml: the module {name} takes the connection and is not in the action group celeryops"
+    for name in sorted(group & modules - connecting):
+        yield f"meta/runtime.yml: {name} does not take the connection; module_defaults of the group would break it"
     for name in sorted(group - modules):
         yield f"meta/runtime.yml: the action group celeryops names {name}, which does not exist"
     readme = text(root / "README.md") if (root / "README.md").is_file() else ""
