@@ -163,6 +163,7 @@ class Conditions:
     not_consumes: tuple[str, ...] | bool = ()
     idle: bool = False
     queues_consumed: tuple[str, ...] = ()
+    silent_before: int = 0  # subscribers known to be silent that are none of `gone`
 
     @property
     def commands(self) -> list[str]:
@@ -239,7 +240,7 @@ def judge(
     for name in conditions.gone:
         if answers(name):
             unmet.append(Unmet("gone", "still answers", name))
-        elif fleet.silent_count > others_silent:
+        elif fleet.silent_count > max(others_silent, conditions.silent_before):
             text = f"does not answer, but {fleet.silent_count} subscribed node(s) are silent and it may be one of them"
             unmet.append(Unmet("gone", text, name))
 
