@@ -1,0 +1,237 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: celery_pools
+short_description: Which worker pools count on a host, the inventory's or those that were scaled
+version_added: 0.1.0
+author:
+  - celeryops contributors (@celeryops)
+description:
+  - The inventory says which pools a host has. The playbook C(scale) may have changed their size since, and remembers
+    that in the file C(scale.json) on the host. This module puts both together, and writes that file.
+  - Sizes that equal those of the inventory are not remembered.
+  - It changes no worker. The role C(worker) does that.
+options:
+  name:
+    description: The application's name in units and directories, the variable C(celeryops_app_name).
+    type: str
+    required: true
+  pools:
+    description: The pools of the inventory, as in C(celeryops_worker_pools).
+    type: list
+    elements: dict
+    required: true
+  pool:
+    description: The pool to scale. One that is not in O(pools) needs O(queues).
+    type: str
+  instances:
+    description: How many instances of it are to run on this host. 0 removes a pool that is not in O(pools).
+    type: int
+  concurrency:
+    description: Pool slots of each instance.
+    type: int
+  autoscale:
+    description: Bounds between which each instance grows and shrinks.
+    type: dict
+    suboptions:
+      min:
+        description: Fewest slots.
+        type: int
+        required: true
+      max:
+        description: Most slots.
+        type: int
+        required: true
+  queues:
+    description: The queues of a pool that is not in O(pools).
+    type: list
+    elements: str
+    default: []
+  reset:
+    description: Forget every scaling, so that only O(pools) counts.
+    type: bool
+    default: false
+  tidy:
+    description: Forget what no longer differs from O(pools), because the inventory caught up or dropped the pool.
+    type: bool
+    default: false
+  config_dir:
+    description: The directory of the file. Default C(/etc/celeryops/NAME).
+    type: path
+attributes:
+  check_mode:
+    description: Can run in check mode and return changed status without modifying the host.
+    support: full
+  diff_mode:
+    description: Will return details on what has changed, when in diff mode.
+    support: full
+  idempotent:
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+    support: full
+seealso:
+  - module: celeryops.runbook.celery_control
+"""
+
+EXAMPLES = r"""
+- name: Learn which pools count here
+  celeryops.runbook.celery_pools:
+    name: shop
+    pools: "{{ celeryops_worker_pools }}"
+  register: here
+
+- name: Remember that the bulk pool has three instances here
+  celeryops.runbook.celery_pools:
+    name: shop
+    pools: "{{ celeryops_worker_pools }}"
+    pool: bulk
+    instances: 3
+"""
+
+RETURN = r"""
+pools:
+  description: The pools that count, those without an instance left out.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{name: bulk, queues: [bulk], instances: 3}]
+differences:
+  description: What differs from the inventory, in words.
+  returned: success
+  type: list
+  elements: str
+  sample: ["pool bulk: instances 3 (inventory: 1)"]
+obsolete:
+  description: Scaled pools which the inventory no longer has. They are left out.
+  returned: success
+  type: list
+  elements: str
+kept:
+  description: Instances of O(pool) that run on.
+  returned: success
+  type: list
+  elements: str
+added:
+  description: Instances of O(pool) that are new.
+  returned: success
+  type: list
+  elements: str
+removed:
+  description: Instances of O(pool) that have to go.
+  returned: success
+  type: list
+  elements: str
+queues:
+  description: The queues of O(pool).
+  returned: success
+  type: list
+  elements: str
+way:
+  description: How the running instances get their new size, V(none), V(pool_size), V(autoscale) or V(restart).
+  returned: success
+  type: str
+"""
+
+import json
+import os
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.celeryops.runbook.plugins.module_utils import _pools
+
+
+def read(path: str) -> tuple[str, dict[str, Any]]:
+    try:
+        with open(path, encoding="utf-8") as handle:
+            text = handle.read()
+    except FileNotFoundError:
+        return "", {}
+    scaled = json.loads(text)["pools"]
+    if not isinstance(scaled, dict) or not all(isinstance(entry, dict) for entry in scaled.values()):
+        raise ValueError("pools is no dictionary of pools")
+    return text, scaled
+
+
+def write(module: AnsibleModule, path: str, text: str) -> None:
+    if not text:
+        os.unlink(path)
+        return
+    temporary = os.path.join(module.tmpdir, "scale.json")
+    with open(temporary, "w", encoding="utf-8") as handle:
+        handle.write(text)
+    os.chmod(temporary, 0o644)
+    module.atomic_move(temporary, path)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "pools": {"type": "list", "elements": "dict", "required": True},
+            "pool": {"type": "str"},
+            "instances": {"type": "int"},
+            "concurrency": {"type": "int"},
+            "autoscale": {
+                "type": "dict",
+                "options": {"min": {"type": "int", "required": True}, "max": {"type": "int", "required": True}},
+            },
+            "queues": {"type": "list", "elements": "str", "default": []},
+            "reset": {"type": "bool", "default": False},
+            "tidy": {"type": "bool", "default": False},
+            "config_dir": {"type": "path"},
+        },
+        mutually_exclusive=[("pool", "reset")],
+        supports_check_mode=True,
+    )
+    params = module.params
+    path = os.path.join(params["config_dir"] or f"/etc/celeryops/{params['name']}", "scale.json")
+    try:
+        text, scaled = read(path)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        module.fail_json(msg=f"{path} cannot be read: {error}. Correct it, or remove it to return to the inventory.")
+    nameless = [pool for pool in params["pools"] if not pool.get("name")]
+    if nameless:
+        module.fail_json(msg="pools: a pool has no name; give every pool of celeryops_worker_pools one")
+    after: dict[str, Any] = {} if params["reset"] else scaled
+    if params["tidy"]:
+        after = _pools.tidy(params["pools"], after)
+    if params["pool"] is not None:
+        request = {key: params[key] for key in ("instances", "concurrency", "autoscale", "queues")}
+        try:
+            after = _pools.rescale(params["pools"], scaled, _pools.check_request({**request, "name": params["pool"]}))
+        except _pools.BadRequest as error:
+            module.fail_json(msg=f"{error}.")
+    before, now = (_pools.merge(params["pools"], entries) for entries in (scaled, after))
+    wanted = json.dumps({"pools": after}, indent=2, sort_keys=True) + "\n" if after else ""
+    # To look changes nothing.
+    changed = (params["pool"] is not None or params["reset"] or params["tidy"]) and wanted != text
+    if changed and not module.check_mode:
+        write(module, path, wanted)
+    old, new = (next((p for p in m.pools if p["name"] == params["pool"]), None) for m in (before, now))
+    old_names, new_names = _pools.names_of(old), _pools.names_of(new)
+    module.exit_json(
+        changed=changed,
+        pools=now.pools,
+        differences=now.differences,
+        obsolete=now.obsolete,
+        kept=[name for name in new_names if name in old_names],
+        added=[name for name in new_names if name not in old_names],
+        removed=[name for name in old_names if name not in new_names],
+        queues=(new or old or {}).get("queues", []),
+        way=_pools.way(old, new),
+        diff={
+            "before_header": path,
+            "after_header": path,
+            "before": text,
+            "after": wanted if changed else text,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
