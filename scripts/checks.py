@@ -35,7 +35,7 @@ class Step:
 SHELL = "^#!/(usr/)?bin/(env )?(ba)?sh$"
 LINT = [
     [
-        Step("ansible-lint", "ansible-lint --profile production --offline --strict -q"),
+        Step("ansible-lint", "ansible-lint --profile production --offline --strict --nocolor -q"),
         Step("plugin-docs", "antsibull-docs lint-collection-docs --plugin-docs ."),
         Step("galaxy-importer", "scripts/artifact --check"),
         Step("mypy", "mypy"),
@@ -47,7 +47,7 @@ LINT = [
     ]
 ]
 TEST = [
-    [Step("lint", "python scripts/checks.py lint", tail=12)],
+    *LINT,
     [Step("unit", "make -s unit", tail=6), Step("image", "tests/image/build.sh")],
     [Step("sanity", "make -s sanity", tail=4), Step("contract", "make -s contract", tail=6)],
     [Step("integration", "make -s integration", tail=4)],
@@ -66,10 +66,12 @@ def say(text: str) -> None:
 
 def stop(running: dict[str, subprocess.Popen[bytes]]) -> None:
     """Interrupt the leaders and let them clean up; then end what is left of their groups (sh's `&` ignores SIGINT)."""
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, signal.SIG_IGN)
     for process in running.values():
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60  # Molecule removes its hosts
     for name, process in running.items():
         try:
             process.wait(max(0.0, end - time.monotonic()))
