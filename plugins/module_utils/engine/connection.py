@@ -28,6 +28,7 @@ _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
 _USERINFO = re.compile(rf"({_SCHEME})((?!{_SCHEME})(?!;{_SCHEME})[^\s'\"])*@")
 _QUERY_SECRET = re.compile(r"([?&][A-Za-z_]*(?:password|passwd|secret|token|api_key)=)[^&;\s'\"]*", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"passw|passphrase|secret|token|api_?key|private_?key", re.IGNORECASE)
+_PIPELINE = re.compile(r"Command # \d+ \((.*?)\) of pipeline caused error: ", re.DOTALL)
 MASK = "***"
 
 
@@ -579,6 +580,10 @@ class Broker:
         where = self.spec.address
         text = scrub(exc, *self.spec.secrets)
         names = {cls.__name__ for cls in type(exc).__mro__}
+        command = ""
+        in_pipeline = _PIPELINE.match(text)
+        if in_pipeline:
+            command, text = f" ({in_pipeline[1][:80]})", text[in_pipeline.end() :]
         low = text.lower()
         if "AuthenticationError" in names or low.startswith(("wrongpass", "noauth")) or "AccessRefused" in names:
             missing = not self.endpoint.password
@@ -611,7 +616,7 @@ class Broker:
             )
         if low.startswith("wrongtype"):
             return WrongType(
-                f"{where}: a key of the broker holds a foreign type: {text}. Check key_prefix and the database."
+                f"{where}: a key of the broker holds a foreign type{command}: {text}. Check key_prefix and the database."
             )
         if "MasterNotFoundError" in names:
             master = self.spec.transport_options.get("master_name")
@@ -626,7 +631,8 @@ class Broker:
         if "TimeoutError" in names or "timeout" in names:
             return ConnectionFailed(
                 f"{where}: no answer in time (connect_timeout {self.spec.connect_timeout} s, socket_timeout "
-                f"{self.spec.socket_timeout} s). Check host, port, firewall and whether the port speaks TLS, or raise the timeouts."
+                f"{self.spec.socket_timeout} s). Check host, port, firewall and whether the port speaks TLS, or raise the "
+                f"timeouts."
             )
         if names & {"ConnectionError", "OperationalError", "OSError", "ConnectionRefusedError"}:
             return ConnectionFailed(
