@@ -616,7 +616,8 @@ class Broker:
             )
         if low.startswith("wrongtype"):
             return WrongType(
-                f"{where}: a key of the broker holds a foreign type{command}: {text}. Check key_prefix and the database."
+                f"{where}: a key of the broker holds a foreign type{command}: {text}. Check key_prefix and "
+                f"the database."
             )
         if "MasterNotFoundError" in names:
             master = self.spec.transport_options.get("master_name")
@@ -631,8 +632,8 @@ class Broker:
         if "TimeoutError" in names or "timeout" in names:
             return ConnectionFailed(
                 f"{where}: no answer in time (connect_timeout {self.spec.connect_timeout} s, socket_timeout "
-                f"{self.spec.socket_timeout} s). Check host, port, firewall and whether the port speaks TLS, or raise the "
-                f"timeouts."
+                f"{self.spec.socket_timeout} s). Check host, port, firewall and whether the port speaks TLS, or raise "
+                f"the timeouts."
             )
         if names & {"ConnectionError", "OperationalError", "OSError", "ConnectionRefusedError"}:
             return ConnectionFailed(

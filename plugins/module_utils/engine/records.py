@@ -110,8 +110,8 @@ def held_error(view: LockView, now: float, option: str) -> LockHeld:
     )
     return LockHeld(
         f"the deploy lock is held by {held.owner}{f' ({details})' if details else ''} since {time_text(held.started)}, "
-        f"renewed {time_text(held.renewed)}; it expires {time_text(now + view.expires_in)} unless renewed. Wait, or, when "
-        f"that run is surely dead, run again with {option}: {held.token}",
+        f"renewed {time_text(held.renewed)}; it expires {time_text(now + view.expires_in)} unless renewed. Wait, or, "
+        f"when that run is surely dead, run again with {option}: {held.token}",
         holder=asdict(held),
         expires_in=round(view.expires_in, 1),
     )
