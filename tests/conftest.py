@@ -2,8 +2,12 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+"""Fixtures, and the sorting of test files by environment: see the head of the Makefile."""
+
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +16,15 @@ import pytest
 from support import Ansible, RedisServer, celery_venv, link_collection
 
 link_collection()
+HERE_IS_ANSIBLE = importlib.util.find_spec("ansible") is not None
+NEEDS_ANSIBLE = re.compile(r"^pytestmark = .*pytest\.mark\.ansible\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    if not collection_path.name.startswith("test_") or collection_path.suffix != ".py":
+        return None
+    needs_ansible = NEEDS_ANSIBLE.search(collection_path.read_text(encoding="utf-8")) is not None
+    return True if needs_ansible != HERE_IS_ANSIBLE else None
 
 
 @pytest.fixture(scope="session")
