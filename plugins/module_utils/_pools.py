@@ -180,6 +180,10 @@ def tidy(
     return after
 
 
+def resizable(pool: Mapping[str, Any]) -> bool:
+    return str(pool.get("pool") or "prefork") in GROWS and not pool.get("autoscale")
+
+
 def way(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     """How workers which go on running get the new size: nothing to do, live, or by a restart."""
     if not before or not after:

@@ -213,6 +213,10 @@ def main() -> None:
     if changed and not module.check_mode:
         write(module, path, wanted)
     old, new = (next((p for p in m.pools if p["name"] == params["pool"]), None) for m in (before, now))
+    way = _pools.way(old, new)
+    # Asked for by name, so a size that drifted away live is brought back too.
+    if way == "none" and new and old and params["concurrency"] and _pools.resizable(new):
+        way = "pool_size"
     old_names, new_names = _pools.names_of(old), _pools.names_of(new)
     module.exit_json(
         changed=changed,
@@ -223,7 +227,7 @@ def main() -> None:
         added=[name for name in new_names if name not in old_names],
         removed=[name for name in old_names if name not in new_names],
         queues=(new or old or {}).get("queues", []),
-        way=_pools.way(old, new),
+        way=way,
         diff={
             "before_header": path,
             "after_header": path,
