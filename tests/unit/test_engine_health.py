@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -265,3 +266,18 @@ def test_a_bad_threshold_is_named(thresholds: dict[str, Any], names: str) -> Non
 def test_a_step_can_be_switched_off() -> None:
     found = verdict(queue_facts(5000, 0.1), checks={"queue_depth": {"warning": None, "critical": None}})
     assert found.verdict == "healthy"
+
+
+def test_the_documented_table_is_the_table() -> None:
+    page = Path(__file__).parents[2] / "docs" / "playbooks" / "health_check.md"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.read_text().splitlines()]
+    told = {row[0].strip("`"): row[1:4] for row in rows if len(row) == 5 and row[0].startswith("`")}
+
+    def figure(value: float | None) -> str:
+        return "-" if value is None else f"{value:g}"
+
+    for name, cure in health.CURES.items():
+        limit = health.DEFAULTS.get(name)
+        figures = [figure(limit.warning), figure(limit.critical)] if limit else ["", ""]
+        assert told.pop(name) == [*figures, cure or "-"], name
+    assert told == {}
