@@ -4,9 +4,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Count the shop's tasks by id: sent, done, lost, run twice, and how long they waited in their queue.
 
-Reads the ledger at --url or SHOP_LEDGER_URL and prints JSON. Waits are begin - max(publish, eta); with --since and --until
-(unix seconds) only those of tasks that fell due in between. The counts always cover the whole ledger. A task not done
-60 s (--grace) after it fell due counts as lost; with --wait every task not done after that many seconds does.
+Reads the ledger at --url or SHOP_LEDGER_URL and prints JSON. Waits are begin - max(publish, eta); with --since and
+--until (unix seconds) only those of tasks that fell due in between. The counts always cover the whole ledger. A task
+not done 60 s (--grace) after it fell due counts as lost; with --wait every task not done after that many seconds does.
 Exit code 1 if anything is lost or was run twice.
 """
 
@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import sys
 import time
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 SENT = "shop:ledger:sent"
 RUNS = "shop:ledger:runs"
@@ -43,7 +45,7 @@ def _waits(values: list[float]) -> dict[str, Any]:
 
 def _longest_gap(times: list[float]) -> float | None:
     times.sort()
-    return round(max(b - a for a, b in zip(times, times[1:])), 3) if len(times) > 1 else None
+    return round(max(b - a for a, b in itertools.pairwise(times)), 3) if len(times) > 1 else None
 
 
 class Ledger:

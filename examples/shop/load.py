@@ -11,7 +11,6 @@ chords), SHOP_LEDGER_URL. Ends after --seconds or at SIGTERM and prints what was
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import pathlib
@@ -29,10 +28,11 @@ LINES_OF_AN_ORDER = 4
 
 class Load:
     def __init__(self, ledger_url: str, slow: float, seed: int | None) -> None:
-        import celeryops.stamp  # noqa: F401
         import redis
         from shop.book import SENT
         from shop.celery import app
+
+        import celeryops.stamp  # noqa: F401
 
         self.app = app
         self.key = SENT
@@ -47,8 +47,8 @@ class Load:
             (self.update_cart, 30), (self.reserve_stock, 20), (self.charge_card, 22), (self.send_receipt, 14),
             (self.send_reminder, 8), (self.expire_carts, 3), (self.place_order, 1), (self.sales_report, slow * 100),
         ]
-        self.kinds = [kind for kind, _ in kinds]
-        self.weights = [weight for _, weight in kinds]
+        self.kinds = [kind for kind, _weight in kinds]
+        self.weights = [weight for _kind, weight in kinds]
 
     def note(self, task_id: str, task: str, published: float | None, eta: float | None = None) -> None:
         record = {"id": task_id, "task": task, "published": published, "eta": eta}
@@ -110,7 +110,7 @@ class Load:
             self.records.clear()
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=100, help="tasks a second (%(default)s)")
     parser.add_argument("--seconds", type=float, help="default: until SIGTERM")
@@ -134,14 +134,13 @@ def main() -> int:
         load.flush()
         time.sleep(TICK)
     load.flush()
-    gc.collect()  # results left for the interpreter's end would complain there
     seconds = time.monotonic() - begun
     print(json.dumps({
         "sent": load.sent, "refused": load.refused, "seconds": round(seconds, 1), "rate": round(load.sent / seconds, 1),
         "cpu_seconds": round(time.process_time(), 1),
-    }))
-    return 0
+    }), flush=True)
+    os._exit(0)  # results of Celery still held at the interpreter's end complain there
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

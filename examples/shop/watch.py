@@ -2,10 +2,10 @@
 # Copyright: (c) 2026, celeryops contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ask the fleet twice a second who consumes which queue, until SIGTERM; then print as JSON which queue was ever without.
+"""Ask the fleet twice a second who consumes which queue, until SIGTERM; then print which queue was ever without (JSON).
 
-Runs in a virtual environment with Celery and celeryops; the broker is CELERY_BROKER_URL. A sample in which a queue has no
-consumer although every subscribed worker answered counts as "without"; one in which somebody kept silent as "unsure".
+Runs in a virtual environment with Celery and celeryops; the broker is CELERY_BROKER_URL. A sample in which a queue has
+no consumer although every subscribed worker answered counts as "without"; one in which somebody was silent as "unsure".
 """
 
 from __future__ import annotations

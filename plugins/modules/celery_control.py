@@ -364,7 +364,7 @@ def states_of(fleet: Fleet, desired: Desired, nodes: list[str]) -> dict[str, Nod
     states = {}
     for name in nodes:
         node = fleet.nodes[name]
-        for command, _ in desired.questions():
+        for command, _arguments in desired.questions():
             if command in node.errors:
                 raise NoReply(f"{name}: {command}: {node.errors[command]}. Nothing more was sent.", node=name)
         states[name] = NodeState.read(node.replies)

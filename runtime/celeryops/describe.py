@@ -52,7 +52,8 @@ def _entry(app: Any, entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
         entry = {"task": entry.task, "args": entry.args, "kwargs": entry.kwargs, "options": entry.options}
     options = dict(entry.get("options") or {})
-    queue = app.amqp.router.route(options, entry["task"], entry.get("args") or (), entry.get("kwargs") or {}).get("queue")
+    route = app.amqp.router.route(options, entry["task"], entry.get("args") or (), entry.get("kwargs") or {})
+    queue = route.get("queue")
     return {"task": entry["task"], "queue": getattr(queue, "name", queue) or app.conf.task_default_queue}
 
 

@@ -285,7 +285,7 @@ def main() -> int:
     verb = verbs.add_parser("status", help="list the hosts of this checkout")
     verb.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         require()
         if args.verb == "status":

@@ -185,7 +185,7 @@ def split_url(url: str) -> list[Endpoint]:
     """The endpoints of a URL or a `;` list of them; one clear error for what cannot be understood."""
     result = []
     for part in url.split(";"):
-        scheme, _, rest = part.strip().partition("://")
+        scheme, _sep, rest = part.strip().partition("://")
         if scheme not in REDIS_SCHEMES + OTHER_SCHEMES:
             given = f"scheme {scheme}" if re.fullmatch(r"[a-z0-9+.-]{1,30}", scheme) and rest else "what was given"
             raise PreconditionFailed(
@@ -358,7 +358,8 @@ class BrokerSpec:
     def check(self) -> None:
         endpoints = self.endpoints
         steps = self.transport_options.get("priority_steps", DEFAULT_PRIORITY_STEPS)
-        if not isinstance(steps, (list, tuple)) or not steps or any(type(step) is not int for step in steps):
+        whole = isinstance(steps, (list, tuple)) and all(isinstance(s, int) and not isinstance(s, bool) for s in steps)
+        if not steps or not whole:
             raise PreconditionFailed(
                 f"transport_options.priority_steps: must be a list of whole numbers, not {steps!r}."
             )

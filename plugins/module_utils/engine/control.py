@@ -140,9 +140,9 @@ class _Collector:
         self.requests = requests
         self.expected = expected
         self.census_needed = census_needed
-        self.tickets = [str(uuid.uuid4()) for _ in requests]
+        self.tickets = [str(uuid.uuid4()) for _request in requests]
         self.index = {ticket: number for number, ticket in enumerate(self.tickets)}
-        self.answers = [Replies() for _ in requests]
+        self.answers = [Replies() for _request in requests]
         self.counts: list[int] | None = None
         self._beats: set[str] = set()
 
@@ -264,7 +264,7 @@ class Control:
         expected: Sequence[str] | None = None,
     ) -> dict[str, Replies]:
         """Several commands published together under one deadline."""
-        names = [command for command, _ in commands]
+        names = [command for command, _arguments in commands]
         if len(set(names)) != len(names):
             raise ValueError("many() takes each command once; use converse() for repetitions")
         targets = tuple(destination) if destination is not None else None

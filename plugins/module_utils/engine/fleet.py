@@ -90,7 +90,7 @@ def observe(
     if targets is not None:
         requests += [Request(command) for command in everybody]
     else:
-        asked = {command for command, _ in commands}
+        asked = {command for command, _arguments in commands}
         requests += [Request(command) for command in everybody if command not in asked]
     wanted = list(dict.fromkeys([*(destination or ()), *expected]))
     done = control.converse(requests, timeout=timeout, expected=wanted or None, census=census)
@@ -324,7 +324,8 @@ def wait_for(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Waited:
     """Ask until every condition holds or the time is over. The caller judges `unmet`; only a dead broker raises."""
-    needed = [*commands, *((name, {}) for name in conditions.commands if name not in {name for name, _ in commands})]
+    asked = {name for name, _arguments in commands}
+    needed = [*commands, *((name, {}) for name in conditions.commands if name not in asked)]
     names = list(dict.fromkeys([*expected, *conditions.nodes]))
     started = clock()
     deadline = started + wait_timeout
@@ -369,7 +370,8 @@ def wait_for(
         if now >= deadline:
             if trouble is not None:
                 raise trouble
-            assert last is not None
+            if last is None:
+                raise RuntimeError("the fleet was never asked")
             last.checks, last.waited = checks, now - started
             return last
         pause = min(interval, deadline - now)

@@ -148,7 +148,7 @@ class NodeState:
     def read(cls, replies: Mapping[str, Any]) -> NodeState:
         stats = replies.get("stats") or {}
         pool = stats.get("pool") or {}
-        name = str(pool.get("implementation", "")).split(":")[0].rpartition(".")[2]
+        name = str(pool.get("implementation", "")).split(":", 1)[0].rpartition(".")[2]
         processes = tuple(pid for pid in pool.get("processes") or () if isinstance(pid, int))
         # Prefork's max-concurrency stays what it was at start.
         size = len(processes) if name == "prefork" else pool.get("max-concurrency")
@@ -188,7 +188,7 @@ class Action:
 
 def parse_registered(line: str) -> tuple[str, dict[str, str]]:
     """`name [field=value ...]` as registered answers it."""
-    name, _, rest = line.partition(" [")
+    name, _sep, rest = line.partition(" [")
     return name, dict(item.split("=", 1) for item in rest.rstrip("]").split() if "=" in item)
 
 

@@ -97,7 +97,8 @@ def next_lock(view: LockView, wanted: DeployLock, takeover_token: str, now: floa
 
 def held_error(view: LockView, now: float, option: str) -> LockHeld:
     held = view.record
-    assert held is not None
+    if held is None:
+        raise ValueError("nobody holds the lock")
     details = ", ".join(
         text
         for text in (

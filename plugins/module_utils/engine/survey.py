@@ -153,14 +153,14 @@ def queue_facts(broker: Broker, names: Iterable[str]) -> dict[str, dict[str, Any
     ]
     with broker.guard():
         pipe = broker.redis.pipeline(transaction=False)
-        for _, key in lists:
+        for _queue, key in lists:
             pipe.llen(key)
             # Producers push on the left, consumers pop on the right: the oldest is the last.
             pipe.lindex(key, -1)
         found = iter(pipe.execute())
     now = time.time()
     facts: dict[str, dict[str, Any]] = {queue: {"depth": 0, "oldest_age": None} for queue in queues}
-    for queue, _ in lists:
+    for queue, _key in lists:
         depth, oldest = int(next(found)), next(found)
         facts[queue]["depth"] += depth
         published = _published(oldest)

@@ -13,6 +13,7 @@ from .version import INCLUDE
 
 QUEUES = ("critical", "default", "email", "reports", "maintenance")
 
+key_prefix = os.environ.get("CELERYOPS_KEY_PREFIX")
 app = Celery("shop", include=INCLUDE)
 app.conf.update(
     broker_url=os.environ.get("CELERY_BROKER_URL", "redis://localhost:6379/0"),
@@ -20,7 +21,7 @@ app.conf.update(
     broker_transport_options={
         "visibility_timeout": 3600,
         **json.loads(os.environ.get("CELERYOPS_TRANSPORT_OPTIONS") or "{}"),
-        **({"global_keyprefix": prefix} if (prefix := os.environ.get("CELERYOPS_KEY_PREFIX")) else {}),
+        **({"global_keyprefix": key_prefix} if key_prefix else {}),
     },
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=1,
