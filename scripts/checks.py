@@ -132,6 +132,8 @@ def main(arguments: list[str]) -> int:
         print(f"no such step: {', '.join(unknown)}; the steps are: {', '.join(known)}", file=sys.stderr)
         return 2
     os.environ["PATH"] = f"{TOP}/.venv/bin:{os.environ['PATH']}"
+    os.environ["ANSIBLE_COLLECTIONS_PATH"] = f"{TOP}/tests/output/collections"
+    os.environ["ANSIBLE_HOME"] = f"{TOP}/tests/output/ansible"
     LOGS.mkdir(parents=True, exist_ok=True)
 
     def terminated(*_: object) -> None:
