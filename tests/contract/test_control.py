@@ -140,7 +140,7 @@ def test_nothing_is_left_behind(server: RedisServer, control: Control, monkeypat
     control.broadcast("ping", destination=["nobody@lab"], timeout=0.3)
     assert ours() == before
 
-    def broken(*_: Any) -> None:
+    def broken(*_unused: Any) -> None:
         raise RuntimeError("on purpose")
 
     monkeypatch.setattr(control, "_pop", broken)
@@ -256,7 +256,7 @@ def test_trickling_replies_do_not_stretch_the_deadline(server: RedisServer) -> N
 
     client = redis.Redis(port=server.port, db=8)
     listener = client.pubsub()
-    listeners = [client.pubsub() for _ in range(20)]
+    listeners = [client.pubsub() for _unused in range(20)]
     for item in [listener, *listeners]:
         item.psubscribe("/8.celery.pidbox")
         item.get_message(timeout=2)
@@ -306,7 +306,7 @@ def test_the_clock_is_ours_in_every_way(server: RedisServer, ways: list[str]) ->
     listener.get_message(timeout=2)
     with Broker(BrokerSpec.build(url=server.url(9))) as broker, Control(broker) as control:
         control._pops = ways
-        for _ in range(2):
+        for _unused in range(2):
             started = time.monotonic()
             replies = control.broadcast("ping", timeout=0.4)
             assert 0.4 <= time.monotonic() - started < 0.5
@@ -376,8 +376,8 @@ def test_brokers_that_cannot_count_use_kombus_mailbox() -> None:
             with app.connection_for_read() as connection:
                 mailbox = app.control.mailbox(connection)
                 served = mailbox.Node("m@lab", channel=connection.default_channel)
-                served.handlers["ping"] = lambda state, **_: {"ok": "pong"}
-                served.handlers["active"] = lambda state, **_: []
+                served.handlers["ping"] = lambda state, **_unused: {"ok": "pong"}
+                served.handlers["active"] = lambda state, **_unused: []
                 with served.listen():
                     while not stop.is_set():
                         try:

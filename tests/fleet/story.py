@@ -74,7 +74,10 @@ def wheelhouse() -> Path:
         with log.open("w") as out:
 
             def run(*command: str | Path) -> None:
-                if subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode:
+                done = subprocess.run(
+                    command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False
+                )
+                if done.returncode:
                     raise StoryError("the wheelhouse was not made", log)
 
             if not (pip / "bin" / "pip").exists():
@@ -157,7 +160,7 @@ class Story:
         with log.open("a") as errors:
             done = subprocess.run(
                 [sys.executable, str(TOP / "tests/fleet/fleet.py"), *arguments],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, check=False,
             )  # fmt: skip
         if done.returncode:
             raise StoryError(f"fleet.py {' '.join(arguments)} ended with {done.returncode}", log)
@@ -193,7 +196,7 @@ class Story:
     def ssh(self, host: str, command: str, check: bool = True) -> str:
         done = subprocess.run(
             ["ssh", "-F", str(self.fleet / "ssh_config"), host, command],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         if check and done.returncode:
             raise StoryError(f"ssh {host} {command!r} ended with {done.returncode}: {done.stderr.strip()}")
@@ -202,7 +205,7 @@ class Story:
     def redis(self, *command: str, db: int = 0) -> str:
         done = subprocess.run(
             ["redis-cli", "-h", self.address, "-n", str(db), "--no-auth-warning", *command],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
             env={**os.environ, "REDISCLI_AUTH": self.password},
         )  # fmt: skip
         if done.returncode:
@@ -222,7 +225,7 @@ class Story:
             str(target),
             *(["--bad", bad] if bad else []),
         ]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise StoryError(f"make_release.py {release}: {done.stderr.strip()}")
 
@@ -296,7 +299,7 @@ class Story:
         command = [str(self.venv / "bin" / "python"), str(SHOP / "ledger.py"), *arguments]
         done = subprocess.run(
             command, env={**os.environ, **self.client_environment()}, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True,
+            text=True, check=False,
         )  # fmt: skip
         if done.returncode not in (0, 1) or not done.stdout or (strict and done.returncode):
             raise StoryError(f"ledger.py ended with {done.returncode}: {done.stderr.strip()[-500:]}")

@@ -67,7 +67,7 @@ def test_a_fleet_in_order_is_healthy(shop: Story, tmp_path: Path) -> None:
 
 def test_check_mode_is_the_same_and_writes_no_file(shop: Story, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    _, found = check(shop, True, "--check", "--diff", celeryops_health_html=str(page))
+    _unused, found = check(shop, True, "--check", "--diff", celeryops_health_html=str(page))
     assert found["verdict"] == "healthy"
     assert not page.exists()
 
@@ -78,7 +78,7 @@ def test_a_stopped_unit_and_a_frozen_worker_are_named(shop: Story) -> None:
         shop.ssh("worker2", f"systemctl stop {UNIT.format(gone)}")
         shop.ssh("worker1", f"systemctl kill --kill-whom=main -s STOP {UNIT.format(frozen)}")
         try:
-            _, found = check(shop)
+            _unused, found = check(shop)
         finally:
             shop.ssh("worker1", f"systemctl kill --kill-whom=main -s CONT {UNIT.format(frozen)}", check=False)
     bad = findings(found)
@@ -114,10 +114,10 @@ def test_a_full_queue(shop: Story, tmp_path: Path) -> None:
     )  # fmt: skip
     shop.redis("LPUSH", queue, *[envelope] * 120)
     try:
-        _, found = check(shop, False, celeryops_health_html=str(page))
+        _unused, found = check(shop, False, celeryops_health_html=str(page))
         limits = {queue: {"depth": {"warning": 500, "critical": 1000}, "consumers": {"critical": 0}}}
-        _, relaxed = check(shop, True, celeryops_health_queue_thresholds=limits)
-        _, strict = check(shop, False, celeryops_health_strict=True, celeryops_health_queue_thresholds={
+        _unused, relaxed = check(shop, True, celeryops_health_queue_thresholds=limits)
+        _unused, strict = check(shop, False, celeryops_health_strict=True, celeryops_health_queue_thresholds={
             queue: {"depth": {"warning": 120, "critical": 1000}, "consumers": {"critical": 0}}
         })  # fmt: skip
     finally:
@@ -148,7 +148,7 @@ def test_a_full_queue(shop: Story, tmp_path: Path) -> None:
 def test_no_beat_then_two(shop: Story) -> None:
     with all_well_again(shop):
         shop.ssh("worker1", "systemctl stop celery-shop-beat.service")
-        _, none = check(shop, False)
+        _unused, none = check(shop, False)
     assert findings(none)["beat_missing"]["cure"] == "start"
     # A second one by hand, on another host, as the runbook tells one to do.
     start = (
@@ -159,7 +159,7 @@ def test_no_beat_then_two(shop: Story) -> None:
     pid = shop.ssh("worker2", start).splitlines()[-1]
     try:
         wait_until(lambda: "beat: Starting" in shop.ssh("worker2", "cat /tmp/stray.log"), 30, "the second beat")
-        _, two = check(shop, False)
+        _unused, two = check(shop, False)
     finally:
         shop.ssh("worker2", f"kill {pid}; rm -f /tmp/stray*")
     message = findings(two)["beat_duplicate"]["message"]
@@ -189,7 +189,7 @@ def test_a_failed_unit(shop: Story) -> None:
         shop.ssh("worker2", f"mkdir -p {override} && printf '{lines}' > {override}/x.conf && systemctl daemon-reload")
         shop.ssh("worker2", f"systemctl start {UNIT.format(one)}", check=False)
         try:
-            _, failed = check(shop, False)
+            _unused, failed = check(shop, False)
         finally:
             shop.ssh("worker2", f"rm -r {override}; systemctl daemon-reload; systemctl reset-failed")
     assert f"{UNIT.format(one)} on worker2" in findings(failed)["units_failed"]["message"]
@@ -202,7 +202,7 @@ def test_a_host_out_of_reach(shop: Story, monkeypatch: pytest.MonkeyPatch) -> No
     elsewhere.write_text(re.sub(r"(worker2: {ansible_host: )[^}]*", r"\g<1>127.0.0.254", lines))
     assert elsewhere.read_text() != lines
     monkeypatch.setattr(shop, "inventory", elsewhere)
-    _, found = check(shop)
+    _unused, found = check(shop)
     elsewhere.unlink()
     assert "worker2" in findings(found)["hosts_unreachable"]["message"]
 

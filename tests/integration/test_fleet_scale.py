@@ -59,7 +59,8 @@ def inventory_pools(story: Story) -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def pool(shop: Story) -> Iterator[dict[str, Any]]:
     """The first pool of the inventory; afterwards the fleet is as the inventory has it."""
-    yield next(iter(inventory_pools(shop).values()))
+    first, *_others = inventory_pools(shop).values()
+    yield first
     shop.play("site", celeryops_release="v1", celeryops_scale_reset=True)
     assert not [host for host in HOSTS if shop.ssh(host, "cat /etc/celeryops/shop/scale.json", check=False)]
 

@@ -44,7 +44,7 @@ class Script(Control):
             ]
             answers.append(Replies(replies, subscribed))
         count = sum(len(said.get("_twice", [1])) for said in nodes.values())
-        heard = [Reply(name) for name, said in nodes.items() for _ in said.get("_twice", [1])]
+        heard = [Reply(name) for name, said in nodes.items() for _unused in said.get("_twice", [1])]
         complete = subscribed is not None and count >= subscribed
         return Round(answers, Replies(heard, subscribed), complete, 0.1)
 
@@ -226,7 +226,7 @@ def test_a_broker_lost_while_waiting_may_come_back() -> None:
 def test_a_round_never_outlives_the_wait() -> None:
     control = Script(({}, 0))
     wait(control, Conditions(min_nodes=1), wait_timeout=1.0, timeout=30)
-    assert all(timeout <= 1.0 for _, timeout, _ in control.asked)
+    assert all(timeout <= 1.0 for _unused, timeout, _unused in control.asked)
 
 
 def test_everybody_is_waited_for_only_when_it_matters() -> None:
