@@ -248,6 +248,30 @@ def workers(*fleet: Worker) -> Iterator[tuple[Worker, ...]]:
             worker.stop(5.0)
 
 
+def _in_celery(url: str, code: str, *arguments: Any) -> str:
+    """Run code in the Celery environment with the application of the tests; arguments come as JSON."""
+    done = subprocess.run(
+        [str(celery_venv() / "bin" / "python"), "-c", f"import json, sys, labapp\na = json.load(sys.stdin)\n{code}"],
+        cwd=TESTS,
+        input=json.dumps(arguments),
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url},
+    )
+    return done.stdout.strip()
+
+
+def send_task(url: str, name: str, *args: Any, queue: str = "celery", **kwargs: Any) -> str:
+    """Send one task; its id."""
+    code = "print(labapp.app.send_task(a[0], args=a[1], kwargs=a[2], queue=a[3]).id)"
+    return _in_celery(url, code, name, list(args), kwargs, queue)
+
+
+def task_state(url: str, task_id: str) -> str:
+    return _in_celery(url, "print(labapp.app.AsyncResult(a[0]).state)", task_id)
+
+
 class Ansible:
     """Runs modules of this collection with the real ansible-playbook on localhost."""
 

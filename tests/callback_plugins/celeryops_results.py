@@ -24,12 +24,12 @@ class CallbackModule(CallbackBase):
     CALLBACK_NAME = "celeryops_results"
     CALLBACK_NEEDS_ENABLED = True
 
-    def _write(self, result: Any) -> None:
+    def _write(self, result: Any, **more: Any) -> None:
         with open(os.environ["CELERYOPS_RESULTS"], "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(result._result, default=str) + "\n")
+            handle.write(json.dumps({**result._result, **more}, default=str) + "\n")
 
     def v2_runner_on_ok(self, result: Any) -> None:
         self._write(result)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        self._write(result)
+        self._write(result, failed=True)
