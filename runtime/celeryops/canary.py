@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 @shared_task(name=tasks.CANARY_TASK, bind=True, acks_late=False, ignore_result=True, max_retries=0)
-def canary(self: Any, token: str, run: str | None = None, args: list[Any] | None = None,
-           kwargs: dict[str, Any] | None = None) -> None:
+def canary(
+    self: Any, token: str, run: str | None = None, args: list[Any] | None = None, kwargs: dict[str, Any] | None = None
+) -> None:
     answer: dict[str, Any] = {
         "token": token,
         "node": self.request.hostname,

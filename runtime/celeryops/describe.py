@@ -35,26 +35,33 @@ def describe(app: Any) -> dict[str, Any]:
     import celery
 
     conf = app.conf
+    schedule = {name: _entry(app, entry) for name, entry in sorted(dict(conf.beat_schedule or {}).items())}
+    queues = {conf.task_default_queue, *app.amqp.queues, *(entry["queue"] for entry in schedule.values())}
+    queues |= {_queue(app, name) for name in app.tasks}
     return {
         "release": release(),
         "celery": celery.__version__,
         "python": platform.python_version(),
         "tasks": sorted(app.tasks),
-        "schedule": {name: _entry(app, entry) for name, entry in sorted(dict(conf.beat_schedule or {}).items())},
-        "queues": sorted(app.amqp.queues),
+        "schedule": schedule,
+        "queues": sorted(queues),
         "acks_late": bool(conf.task_acks_late),
         "acks_late_tasks": sorted(name for name, task in app.tasks.items() if task.acks_late),
         "visibility_timeout": (conf.broker_transport_options or {}).get("visibility_timeout"),
     }
 
 
+def _queue(app: Any, name: str, args: Any = (), kwargs: Any = None, options: Any = None) -> str:
+    """Where the application sends the task."""
+    queue = app.amqp.router.route(dict(options or {}), name, args or (), kwargs or {}).get("queue")
+    return str(getattr(queue, "name", queue) or app.conf.task_default_queue)
+
+
 def _entry(app: Any, entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
         entry = {"task": entry.task, "args": entry.args, "kwargs": entry.kwargs, "options": entry.options}
-    options = dict(entry.get("options") or {})
-    route = app.amqp.router.route(options, entry["task"], entry.get("args") or (), entry.get("kwargs") or {})
-    queue = route.get("queue")
-    return {"task": entry["task"], "queue": getattr(queue, "name", queue) or app.conf.task_default_queue}
+    queue = _queue(app, entry["task"], entry.get("args"), entry.get("kwargs"), entry.get("options"))
+    return {"task": entry["task"], "queue": queue}
 
 
 def _reason(exc: BaseException) -> str:

@@ -10,15 +10,15 @@ from typing import Any
 from celery import bootsteps
 from celery.signals import worker_init, worker_ready, worker_shutting_down
 
-from . import _sdnotify
-from ._environment import release
+from . import _link, _sdnotify
+from ._environment import disabled, release
 
 _last_status = ""
 _stopping = False
 
 
 def status_line(consumer: Any) -> str:
-    if consumer.connection is None:
+    if not _link.connected:
         doing = "waiting for the broker"
     else:
         queues = sorted(consumer.app.amqp.queues.consume_from)
@@ -58,7 +58,7 @@ def _init(sender: Any, **_: Any) -> None:
     sender.app.steps["worker"].add(StoppingStep)
 
 
-if _sdnotify.configured():
+if _sdnotify.configured() and "notify" not in disabled():
     worker_init.connect(_init)
     worker_ready.connect(_ready)
     worker_shutting_down.connect(_stop)

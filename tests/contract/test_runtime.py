@@ -1,0 +1,291 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The runtime package inside real workers of the Celery this environment holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import celery
+import pytest
+
+from celeryops import __version__
+from celeryops.engine import tasks
+from celeryops.engine.connection import Broker, BrokerSpec
+from celeryops.engine.control import Control
+from support import TESTS, RedisServer, Worker, wait_until
+
+RUNTIME = ("--include", "celeryops.worker")
+
+
+class Systemd:
+    """The listening end of a notify socket: every message with the time it came in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.messages: list[tuple[float, str]] = []
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                data = self.socket.recv(4096)
+            except OSError:
+                return
+            self.messages.append((time.monotonic(), data.decode()))
+
+    def environment(self, limit: float) -> dict[str, str]:
+        return {"NOTIFY_SOCKET": str(self.path), "WATCHDOG_USEC": str(int(limit * 1e6))}
+
+    def having(self, text: str) -> list[str]:
+        return [message for _moment, message in self.messages if text in message]
+
+    def pings(self, since: float = 0.0) -> int:
+        return sum("WATCHDOG=1" in message for moment, message in self.messages if moment >= since)
+
+    def pings_within(self, seconds: float) -> int:
+        started = time.monotonic()
+        time.sleep(seconds)
+        return self.pings(started)
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    listener = Systemd(tmp_path / "notify")
+    yield listener
+    listener.socket.close()
+
+
+def ask(url: str, command: str, **arguments: Any) -> dict[str, Any]:
+    with Broker(BrokerSpec.build(url=url)) as broker, Control(broker) as control:
+        return {reply.node: reply.error or reply.value for reply in control.broadcast(command, arguments).replies}
+
+
+def send(url: str, name: str, queue: str, *args: Any, **kwargs: Any) -> str:
+    with Broker(BrokerSpec.build(url=url)) as broker:
+        return tasks.send(broker, tasks.Order(name, queue, args=args, kwargs=kwargs))
+
+
+def canary(server: RedisServer, queue: str, **kwargs: Any) -> dict[str, Any]:
+    token = uuid.uuid4().hex
+    send(server.url(), tasks.CANARY_TASK, queue, token=token, **kwargs)
+    key = tasks.canary_key("", token)
+    answer = wait_until(lambda: server.cli("LRANGE", key, "0", "-1"), 15, f"the canary's answer from {queue}")
+    assert 0 < int(server.cli("TTL", key)) <= tasks.CANARY_TTL
+    server.cli("DEL", key)
+    return json.loads(answer)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+def test_every_part_in_one_worker(broker: RedisServer, systemd: Systemd, pool: str) -> None:
+    environment = {"CELERYOPS_RELEASE": "v7", **systemd.environment(4)}
+    node = f"{pool}@lab"
+    with Worker(
+        broker.url(), node, queues="alpha,beta", pool=pool, arguments=RUNTIME, environment=environment
+    ) as worker:
+        # notify
+        ready = wait_until(lambda: systemd.having("READY=1"), 5, "READY=1")
+        assert f"STATUS={node}, release v7, consuming alpha, beta" in ready[0]
+        # release
+        expected = {"release": "v7", "celery": celery.__version__, "celeryops": __version__, "pid": worker.pid}
+        assert ask(broker.url(), "celeryops_release") == {node: expected}
+        # canary
+        plain = canary(broker, "beta")
+        assert (
+            plain == {**plain, "node": node, "release": "v7", "queue": "beta", "value": None} and "error" not in plain
+        )
+        assert canary(broker, "alpha", run="lab.add", args=[2, 3])["value"] == 5
+        assert canary(broker, "alpha", run="lab.fail")["error"] == "ValueError: failed on purpose"
+        assert canary(broker, "alpha", run="lab.nope")["error"] == "task lab.nope is not registered"
+        # watchdog: feeds while the loop turns or has a good reason not to, and falls silent with the process
+        assert systemd.pings_within(4) >= 2
+        send(broker.url(), "lab.sleep", "alpha", 6)
+        wait_until(lambda: "lab.sleep" in worker.log.read_text(), 5, "the long task")
+        assert systemd.pings_within(5) >= 3
+        worker.signal(signal.SIGSTOP)
+        time.sleep(0.3)
+        assert systemd.pings_within(4) == 0
+        worker.signal(signal.SIGCONT)
+        wait_until(lambda: systemd.pings_within(1) >= 1, 10, "pings after SIGCONT")
+        # a remote shutdown, which no signal handler sees
+        with Broker(BrokerSpec.build(url=broker.url())) as connection, Control(connection) as control:
+            from celeryops.engine.control import Request
+
+            control.cast([Request("shutdown", {}, (node,))])
+        wait_until(lambda: systemd.having("STOPPING=1"), 10, "STOPPING=1")
+        assert worker.process is not None
+        wait_until(
+            lambda: worker.process is not None and worker.process.poll() is not None, 20, "the end of the worker"
+        )
+    assert "Traceback" not in worker.log.read_text().replace("ValueError: failed on purpose", "")
+
+
+def test_broker_away_and_loop_stuck(systemd: Systemd) -> None:
+    with RedisServer() as server:
+        environment = systemd.environment(4)
+        arguments = ("--include", "celeryops.worker,labstuck")
+        with Worker(server.url(), "away@lab", arguments=arguments, environment=environment) as worker:
+            server.stop()
+            wait_until(lambda: systemd.having("waiting for the broker"), 20, "STATUS without broker")
+            assert systemd.pings_within(6) >= 4
+            server.start()
+            wait_until(
+                lambda: "consuming celery" in systemd.messages[-1][1] or systemd.having("consuming celery")[1:],
+                30,
+                "STATUS",
+            )
+            wait_until(lambda: ask(server.url(), "ping").get("away@lab"), 30, "the worker's return")
+            # The loop stands still, the broker is fine: silence within one limit.
+            with Broker(BrokerSpec.build(url=server.url())) as connection, Control(connection, timeout=0.2) as control:
+                control.broadcast("lab_hang", {"seconds": 9})
+            time.sleep(0.5)
+            assert systemd.pings_within(6) == 0
+            wait_until(lambda: systemd.pings_within(1) >= 1, 15, "pings of the loop that turns again")
+            # The loop stands still and the broker is frozen too: a restart could not help.
+            assert server.process is not None
+            with Broker(BrokerSpec.build(url=server.url())) as connection, Control(connection, timeout=0.2) as control:
+                control.broadcast("lab_hang", {"seconds": 12})
+            os.kill(server.process.pid, signal.SIGSTOP)
+            try:
+                time.sleep(4)
+                assert systemd.pings_within(6) >= 1
+            finally:
+                os.kill(server.process.pid, signal.SIGCONT)
+            assert worker.process is not None and worker.process.poll() is None
+
+
+def test_everything_off(broker: RedisServer, systemd: Systemd) -> None:
+    environment = {"CELERYOPS_DISABLE": "notify, watchdog,release,stamp,canary,typo", **systemd.environment(4)}
+    with Worker(broker.url(), "off@lab", arguments=RUNTIME, environment=environment) as worker:
+        assert "unknown command" in ask(broker.url(), "celeryops_release")["off@lab"]
+        names = ask(broker.url(), "registered")["off@lab"]
+        assert not [name for name in names if name.startswith("celeryops")]
+        assert systemd.pings_within(3) == 0
+        assert systemd.messages == []
+        assert "CELERYOPS_DISABLE names 'typo'" in worker.log.read_text()
+
+
+def test_one_part_off_leaves_the_others(broker: RedisServer, systemd: Systemd) -> None:
+    environment = {"CELERYOPS_DISABLE": "notify,canary", "CELERYOPS_RELEASE": "v1", **systemd.environment(4)}
+    with Worker(broker.url(), "some@lab", arguments=RUNTIME, environment=environment):
+        assert ask(broker.url(), "celeryops_release")["some@lab"]["release"] == "v1"
+        wait_until(lambda: systemd.pings() >= 2, 10, "pings")
+        assert systemd.having("READY=1") == [] and systemd.having("STATUS=") == []
+
+
+def test_a_part_that_fails_harms_nobody(broker: RedisServer, tmp_path: Path) -> None:
+    # The canary needs the engine; this engine cannot be imported.
+    (tmp_path / "labbroken.py").write_text(
+        "import sys\nsys.modules['celeryops.engine.tasks'] = None\nfrom labapp import app\n"
+    )
+    environment = {"PYTHONPATH": str(tmp_path), "CELERYOPS_RELEASE": "v1"}
+    with Worker(broker.url(), "broken@lab", app="labbroken", arguments=RUNTIME, environment=environment) as worker:
+        assert "part 'canary' did not load" in worker.log.read_text()
+        assert ask(broker.url(), "celeryops_release")["broken@lab"]["release"] == "v1"
+
+
+def test_stamp(broker: RedisServer) -> None:
+    program = (
+        "import sys, celeryops.stamp\nfrom labapp import app\n"
+        "app.send_task('lab.retry', task_id='once', queue='stamped', retry=False)\n"
+    )
+
+    def header(disable: str = "") -> Any:
+        environment = {**os.environ, "CELERY_BROKER_URL": broker.url(), "CELERYOPS_DISABLE": disable}
+        environment.pop("CELERY_RESULT_BACKEND", None)
+        subprocess.run([sys.executable, "-c", program], cwd=TESTS, check=True, env=environment)
+        return json.loads(broker.cli("LINDEX", "stamped", "0"))["headers"].get("celeryops_published")
+
+    before = time.time()
+    assert before <= header() <= time.time()
+    assert header("stamp") is None
+    # A retry is a new publish and gets a new stamp, from the worker.
+    broker.cli("DEL", "stamped")
+    first = header()
+    arguments = ("--include", "celeryops.worker,labstuck")
+    with Worker(broker.url(), "stamp@lab", queues="stamped", arguments=arguments) as worker:
+        wait_until(lambda: worker.log.read_text().count("published ") == 2, 20, "the retry")
+        stamps = [
+            float(line.split("published ")[1].split()[0])
+            for line in worker.log.read_text().splitlines()
+            if "published " in line
+        ]
+    assert stamps[0] == pytest.approx(first) and stamps[1] > first + 0.4
+
+
+def describe(*arguments: str, cwd: Path = TESTS, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "celeryops.describe", *arguments],
+        cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+SHOP = """
+import os, subprocess
+print("printed while imported")
+subprocess.run(["echo", "printed by a child"])
+from celery import Celery
+app = Celery("described", include=["described_late"])
+app.conf.update(
+    task_routes={"described.late": {"queue": "slow"}},
+    beat_schedule={
+        "a": {"task": "described.late", "schedule": 5.0},
+        "b": {"task": "x", "schedule": 5.0, "options": {"queue": "own"}},
+        "c": {"task": "y", "schedule": 5.0},
+    },
+    broker_transport_options={"visibility_timeout": 77},
+)
+"""
+
+
+def test_describe(tmp_path: Path) -> None:
+    (tmp_path / "described.py").write_text(SHOP)
+    (tmp_path / "described_late.py").write_text(
+        "from celery import shared_task\n@shared_task(name='described.late', acks_late=True)\ndef late(): ...\n"
+    )
+    done = describe("-A", "described:app", cwd=tmp_path, CELERYOPS_RELEASE="v3")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "printed while imported" in done.stderr and "printed by a child" in done.stderr
+    assert {"described.late", "celeryops.canary"} <= set(found["tasks"])
+    assert found["schedule"] == {
+        "a": {"task": "described.late", "queue": "slow"},
+        "b": {"task": "x", "queue": "own"},
+        "c": {"task": "y", "queue": "celery"},
+    }
+    assert (found["release"], found["celery"], found["visibility_timeout"]) == ("v3", celery.__version__, 77)
+    assert found["acks_late"] is False and found["acks_late_tasks"] == ["described.late"]
+    assert found["queues"] == ["celery", "own", "slow"]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import nothing_of_that_name", "No module named 'nothing_of_that_name'"),
+        ("raise SystemExit('no settings')", "SystemExit: no settings"),
+        ("from celery import Celery\napp = Celery(include=['gone_missing'])", "No module named 'gone_missing'"),
+    ],
+)
+def test_describe_says_why_not(tmp_path: Path, source: str, reason: str) -> None:
+    (tmp_path / "unfit.py").write_text(source)
+    done = describe("-A", "unfit:app", cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(
+        "celeryops.describe: unfit:app does not import:"
+    )
+    assert reason in done.stderr
