@@ -156,7 +156,7 @@ class Gate:
         elif fleet.silent_count > 0:
             self.problems.append(f"{fleet.silent_count} connected worker(s) not in the inventory keep silent")
         if fleet.duplicates:
-            self.problems.append(f"several workers share the name {', '.join(fleet.duplicates)}: stop all but one of each")
+            self.problems.append(f"several workers share the name {', '.join(fleet.duplicates)}; stop all but one")
         return fleet
 
     def compare(self, name: str, place: str, tasks: set[str]) -> None:
@@ -180,12 +180,13 @@ class Gate:
             if found.undecodable:
                 self.warnings.append(f"queue {queue} holds {found.undecodable} message(s) that cannot be decoded")
             if not found.complete:
-                self.warnings.append(f"queue {queue} is longer than {found.scanned} messages; the rest was not looked at")
+                self.warnings.append(f"queue {queue} is longer than {found.scanned} messages; the rest was not read")
         for queue, counts in queues.unacked_names().items():
             if queue in names:
                 for task, count in counts.items():
                     self.compare(task, f"held by workers, from queue {queue} ({count})", tasks)
-        consumed = {queue for node in fleet.nodes.values() for queue in consumed_queues(node)} | set(self.params["queues"])
+        consumed = {queue for node in fleet.nodes.values() for queue in consumed_queues(node)}
+        consumed |= set(self.params["queues"])
         for entry, item in sorted(release["schedule"].items()):
             self.compare(item["task"], f"schedule entry {entry}", tasks)
             if item.get("queue") and item["queue"] not in consumed:
