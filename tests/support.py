@@ -305,7 +305,9 @@ class Ansible:
         playbook.touch(mode=0o600)
         playbook.write_text(json.dumps([play]))
         link_collection()
-        command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "localhost,", str(playbook)]
+        beside = Path(sys.executable).parent / "ansible-playbook"
+        program = beside if beside.exists() else ROOT / ".venv" / "bin" / "ansible-playbook"
+        command = [str(program), "-i", "localhost,", str(playbook)]
         command += ["--check"] * check + ["--diff"] * diff + ["-" + "v" * verbosity] * bool(verbosity)
         done = subprocess.run(
             command,
