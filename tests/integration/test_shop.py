@@ -17,6 +17,7 @@ from pathlib import Path
 from support import ROOT, RedisServer, Worker, workers
 
 SHOP = ROOT / "examples" / "shop"
+MIX = ("--rate", "60", "--seconds", "6", "--slow", "0.01", "--seed", "1")
 
 
 class ShopWorker(Worker):
@@ -46,7 +47,7 @@ def test_load_is_counted_by_id(tmp_path: Path) -> None:
                 env=environment, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
             load = subprocess.run(
-                [sys.executable, str(SHOP / "load.py"), *["--rate", "60", "--seconds", "6", "--slow", "0.01", "--seed", "1"]],
+                [sys.executable, str(SHOP / "load.py"), *MIX],
                 env=environment, check=True, capture_output=True, text=True,
             )  # fmt: skip
             ledger = subprocess.run(
