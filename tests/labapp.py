@@ -15,9 +15,11 @@ app = Celery("labapp", broker=os.environ.get("CELERY_BROKER_URL"), backend=os.en
 app.conf.update(
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=1,
-    broker_transport_options=(
-        {"global_keyprefix": os.environ["LABAPP_KEY_PREFIX"]} if os.environ.get("LABAPP_KEY_PREFIX") else {}
-    ),
+    broker_transport_options={
+        option: os.environ[name]
+        for option, name in (("global_keyprefix", "LABAPP_KEY_PREFIX"), ("master_name", "LABAPP_MASTER_NAME"))
+        if name in os.environ
+    },
 )
 
 

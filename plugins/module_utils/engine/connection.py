@@ -478,7 +478,7 @@ class Broker:
         from redis.retry import Retry
 
         arguments: dict[str, Any] = {
-            "db": int(endpoint.database or self.db),
+            "db": int(endpoint.database or 0),
             "username": endpoint.username,
             "password": endpoint.password,
             "socket_timeout": self.spec.socket_timeout,
@@ -529,7 +529,7 @@ class Broker:
             except BaseException:
                 client.close()
                 raise
-            self.endpoint = endpoint
+            self.endpoint, self.db = endpoint, int(endpoint.database or 0)
             return client
         raise AssertionError("a URL has at least one endpoint")
 
@@ -538,8 +538,8 @@ class Broker:
 
         options = self.spec.transport_options
         arguments = self._client_arguments(endpoints[0])
-        arguments.pop("retry")
         sentinel_arguments = dict(options.get("sentinel_kwargs") or {})
+        sentinel_arguments.setdefault("retry", arguments["retry"])
         sentinel_arguments.setdefault("socket_timeout", self.spec.socket_timeout)
         sentinel_arguments.setdefault("socket_connect_timeout", self.spec.connect_timeout)
         self._sentinel = Sentinel(

@@ -288,6 +288,8 @@ class Control:
         With `census` the call waits for all of them even when the requests themselves are answered.
         """
         limit = self.timeout if timeout is None else timeout
+        if self.broker.kind == "redis":
+            _ = self.broker.redis  # connecting has a timeout of its own
         started = time.monotonic()
         # A ping to everybody is the census itself.
         census_too = [request.command == "ping" and request.destination is None for request in requests]
