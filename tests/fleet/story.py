@@ -178,11 +178,8 @@ class Story:
         secret = folder / "20-fleet.yml"
         secret.touch(mode=0o600)
         own = {
-            "celeryops_broker_url": self.url("redis1", 0),
-            "celeryops_result_backend": self.url("redis1", 1),
-            "celeryops_environment": {"SHOP_LEDGER_URL": self.url("redis1", LEDGER_DB)},
-            "celeryops_release_src": f"{self.releases}/{{{{ celeryops_release }}}}",
-            "celeryops_release_src_type": "directory",
+            "shop_redis_password": self.password,
+            "shop_releases": str(self.releases),
             "celeryops_wheelhouse": str(OUTPUT / "wheelhouse"),
         }
         secret.write_text(json.dumps(own, indent=2) + "\n")

@@ -152,8 +152,8 @@ def test_no_beat_then_two(shop: Story) -> None:
     assert findings(none)["beat_missing"]["cure"] == "start"
     # A second one by hand, on another host, as the runbook tells one to do.
     start = (
-        "cd /srv/shop/current/src && set -a && . /etc/celeryops/shop/secret.env && set +a && "
-        "nohup ../venv/bin/python -m celery -A shop.celery:app beat -s /tmp/stray --pidfile= "
+        "cd /srv/shop/current/src; set -a; . /etc/celeryops/shop/secret.env; set +a; "
+        "nohup ../venv/bin/python -m celery -A shop.celery:app beat -l INFO -s /tmp/stray --pidfile= "
         ">/tmp/stray.log 2>&1 </dev/null & echo $!"
     )
     pid = shop.ssh("worker2", start).splitlines()[-1]

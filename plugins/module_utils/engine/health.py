@@ -238,7 +238,7 @@ class _Judge:
 
     def unknown(self, name: str, reason: str) -> None:
         limit = self.thresholds.of(name) if name in DEFAULTS else None
-        self.add(name, UNKNOWN, "", None, f"{name}: unknown, {reason}", limit)
+        self.add(name, UNKNOWN, "", None, reason, limit)
 
     def figure(self, name: str, value: float, what: str, subject: str = "") -> None:
         limit = self.thresholds.of(name)
