@@ -352,7 +352,7 @@ def test_the_next_url_is_used_when_one_is_down(server: RedisServer) -> None:
         workers(Worker(url, "second@lab", environment={"CELERY_RESULT_BACKEND": ""})),
         Broker(BrokerSpec.build(url=url)) as broker,
     ):
-        assert Control(broker).broadcast("ping").nodes == ["second@lab"]
+        assert Control(broker).broadcast("ping", timeout=15).nodes == ["second@lab"]
         assert broker.db == 11
 
 

@@ -470,6 +470,7 @@ class Broker:
         found["ssl_cert_reqs"] = reqs
         if reqs == "none":
             found["ssl_check_hostname"] = False
+        found.setdefault("ssl_check_hostname", True)  # redis-py before 6 does not by itself
         return found
 
     def _client_arguments(self, endpoint: Endpoint) -> dict[str, Any]:
