@@ -484,7 +484,7 @@ def control_workers(module: CeleryModule) -> dict[str, Any]:
 
 
 def main() -> None:
-    run(control_workers, ARGUMENT_SPEC, supports_check_mode=True)
+    run(control_workers, ARGUMENT_SPEC, libraries=(), supports_check_mode=True)
 
 
 if __name__ == "__main__":

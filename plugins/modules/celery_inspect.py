@@ -411,7 +411,7 @@ def inspect(module: CeleryModule) -> dict[str, Any]:
 
 
 def main() -> None:
-    run(inspect, ARGUMENT_SPEC, supports_check_mode=True)
+    run(inspect, ARGUMENT_SPEC, libraries=(), supports_check_mode=True)
 
 
 if __name__ == "__main__":
