@@ -95,9 +95,9 @@ def bench_engine(server: RedisServer) -> list[dict[str, Any]]:
 
             celerys()
             engines()
-            for _ in range(7):
+            for _unused in range(7):
                 theirs.append(milliseconds(celerys))
-                ours += [milliseconds(engines) for _ in range(20)]
+                ours += [milliseconds(engines) for _unused in range(20)]
             results.append(
                 result(
                     "inspect-engine" if command == "ping" else f"inspect-engine-{command}",
@@ -139,7 +139,7 @@ def bench_task(server: RedisServer) -> list[dict[str, Any]]:
 
         slope(ours_task)
         theirs, ours = [], []
-        for _ in range(3):
+        for _unused in range(3):
             theirs.append(slope(command))
             ours.append(slope(ours_task))
     return [
@@ -174,9 +174,9 @@ def bench_many(server: RedisServer) -> list[dict[str, Any]]:
 
             with simulated(server, mute):
                 engines()
-                for _ in range(3):
+                for _unused in range(3):
                     theirs.append(milliseconds(celerys))
-                    ours += [milliseconds(engines) for _ in range(2)]
+                    ours += [milliseconds(engines) for _unused in range(2)]
             if mute:
                 over = max(ours) - deadline * 1000
                 assert over < 50, f"{over:.1f} ms over the deadline"
@@ -231,7 +231,7 @@ def simulate(port: int, count: int, mute: int) -> None:
     print("ready", flush=True)
     while True:
         out: list[bytes] = []
-        for fd, _ in poll.poll(-1, 512):
+        for fd, _unused in poll.poll(-1, 512):
             number, node = nodes[fd]
             data = node.recv(1 << 16)
             if number < 0 or number >= count - mute:

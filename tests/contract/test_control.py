@@ -368,12 +368,13 @@ def test_the_unix_socket(tmp_path: Path) -> None:
 def certificates(directory: Path) -> dict[str, str]:
     """A throw-away authority and a certificate for 127.0.0.1."""
     (directory / "extensions").write_text("subjectAltName=IP:127.0.0.1\n")
-    run = {"cwd": directory, "check": True, "capture_output": True}
+    run = {"cwd": directory, "capture_output": True}
     new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-batch"]
-    subprocess.run([*new, "-x509", "-days", "2", "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=lab-ca"], **run)
-    subprocess.run([*new, "-keyout", "redis.key", "-out", "redis.csr", "-subj", "/CN=127.0.0.1"], **run)
+    own = ["-x509", "-days", "2", "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=lab-ca"]
+    subprocess.run([*new, *own], check=True, **run)
+    subprocess.run([*new, "-keyout", "redis.key", "-out", "redis.csr", "-subj", "/CN=127.0.0.1"], check=True, **run)
     sign = ["openssl", "x509", "-req", "-in", "redis.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"]
-    subprocess.run([*sign, "-days", "2", "-extfile", "extensions", "-out", "redis.crt"], **run)
+    subprocess.run([*sign, "-days", "2", "-extfile", "extensions", "-out", "redis.crt"], check=True, **run)
     return {name: str(directory / name) for name in ("ca.crt", "redis.crt", "redis.key")}
 
 

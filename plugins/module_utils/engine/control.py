@@ -289,7 +289,7 @@ class Control:
         """
         limit = self.timeout if timeout is None else timeout
         if self.broker.kind == "redis":
-            _ = self.broker.redis  # connecting has a timeout of its own
+            _unused = self.broker.redis  # connecting has a timeout of its own
         started = time.monotonic()
         # A ping to everybody is the census itself.
         census_too = [request.command == "ping" and request.destination is None for request in requests]
