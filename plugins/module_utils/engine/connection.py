@@ -142,7 +142,7 @@ def import_app(app: str, app_dir: str | None = None, environment: Mapping[str, s
         from celery.app.utils import find_app
     except ImportError as exc:
         raise PreconditionFailed(
-            f"app: the library celery is missing in {sys.executable}: give virtualenv, the application's own."
+            f"app: the library celery is missing in {sys.executable}: set virtualenv, the application's own."
         ) from exc
     before = os.getcwd()
     if app_dir:
@@ -424,7 +424,7 @@ class Broker:
                 import celery
             except ImportError as exc:
                 raise PreconditionFailed(
-                    f"the library celery is missing in {sys.executable}: give virtualenv, the application's own."
+                    f"the library celery is missing in {sys.executable}: set virtualenv, the application's own."
                 ) from exc
             options = dict(self.spec.transport_options)
             if self.key_prefix:
@@ -505,7 +505,7 @@ class Broker:
             import redis
         except ImportError as exc:
             raise PreconditionFailed(
-                f"the library redis is missing in {sys.executable}: give virtualenv, the application's own, "
+                f"the library redis is missing in {sys.executable}: set virtualenv, the application's own, "
                 f"or install it (Debian: python3-redis)."
             ) from exc
         endpoints = self.spec.endpoints
