@@ -21,14 +21,14 @@ HOSTS = ("worker1", "worker2")
 
 def units(story: Story, host: str) -> dict[str, str]:
     """instance -> main process of everything that runs."""
-    listed = story.ssh(
-        host, "systemctl list-units --plain --no-legend 'celery-shop-worker@*' | awk '$3 == \"active\" {print $1}'"
-    )
+    show = "systemctl show -p Id,MainPID,ActiveState --value 'celery-shop-worker@*'"
+    blocks = [block.splitlines() for block in story.ssh(host, show).split("\n\n")]
+    # systemctl prints the properties in an order of its own: pid, name, state.
     found = {}
-    for unit in listed.split():
-        found[unit.partition("@")[2].removesuffix(".service")] = story.ssh(
-            host, f"systemctl show -p MainPID --value {unit}"
-        )
+    for block in blocks:
+        name = next((line for line in block if line.startswith("celery-")), "")
+        if "active" in block:
+            found[name.partition("@")[2].removesuffix(".service")] = next(line for line in block if line.isdigit())
     return found
 
 
@@ -56,13 +56,18 @@ def inventory_pools(story: Story) -> dict[str, dict[str, Any]]:
     return {pool["name"]: pool for pool in json.loads(shown)["celeryops_worker_pools"]}
 
 
+def scaled(story: Story, host: str) -> str:
+    return story.ssh(host, "cat /etc/celeryops/shop/scale.json", check=False)
+
+
 @pytest.fixture
 def pool(shop: Story) -> Iterator[dict[str, Any]]:
     """The first pool of the inventory; afterwards the fleet is as the inventory has it."""
     first, *_others = inventory_pools(shop).values()
     yield first
-    shop.play("site", celeryops_release="v1", celeryops_scale_reset=True)
-    assert not [host for host in HOSTS if shop.ssh(host, "cat /etc/celeryops/shop/scale.json", check=False)]
+    if any(scaled(shop, host) for host in HOSTS):
+        shop.play("site", celeryops_release="v1", celeryops_scale_reset=True)
+    assert not any(scaled(shop, host) for host in HOSTS)
 
 
 def test_up_live_and_lasting_then_down(shop: Story, pool: dict[str, Any]) -> None:
@@ -101,7 +106,7 @@ def test_up_live_and_lasting_then_down(shop: Story, pool: dict[str, Any]) -> Non
     assert set(units(shop, "worker2")) == set(before["worker2"])
     assert fleet(shop)[f"shop-{name}-1@worker2"]["slots"] == pool["concurrency"]
     assert not shop.ssh("worker1", f"ls /etc/celeryops/shop/worker-{name}-{number}.env", check=False)
-    assert not shop.ssh("worker1", "cat /etc/celeryops/shop/scale.json", check=False)
+    assert not scaled(shop, "worker1")
 
 
 def test_a_drifted_size_is_brought_back(shop: Story, pool: dict[str, Any]) -> None:
@@ -172,6 +177,7 @@ def test_threads_are_restarted_and_autoscale_moves_live(shop: Story, pool: dict[
     assert fixed.stats["celeryops_scale"]["hosts"]["worker1"]["way"] == "restart"
     assert units(shop, "worker1")["auto-1"] != pid
     assert fleet(shop)["shop-auto-1@worker1"]["slots"] == 2
+    shop.play("scale", celeryops_pool=name, celeryops_instances=0, celeryops_confirm=name)
 
 
 @pytest.mark.parametrize(
