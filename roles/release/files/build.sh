@@ -67,17 +67,8 @@ tools=$shared/tools-$version
 if [ ! -e "$tools/.complete" ]; then
     rm -rf "$tools"
     logged "making a virtual environment with $PYTHON (Debian has it in python3-venv)" low "$PYTHON" -m venv "$tools"
-    logged "installing setuptools and wheel" low "$tools/bin/pip" install -q --only-binary :all: setuptools wheel
     : >"$tools/.complete"
 fi
-wheels=$shared/runtime-$RUNTIME_DIGEST/wheels-$version
-if [ ! -d "$wheels" ]; then
-    cp -R "$shared/runtime-$RUNTIME_DIGEST/runtime" "$shared/runtime-$RUNTIME_DIGEST/plugins" "$work/"
-    logged "building the runtime package" low "$tools/bin/pip" wheel -q --no-deps --no-build-isolation --no-index -w "$work/wheels" "$work/runtime"
-    mv "$work/wheels" "$wheels"
-    chmod 0755 "$wheels"
-fi
-
 case $SOURCE_TYPE in
 git)
     command -v git >/dev/null || fail "git is not installed on this host (apt-get install git)"
@@ -92,9 +83,8 @@ esac
 
 chown -R "$APP_USER:$APP_GROUP" "$dir"
 logged "making the virtual environment" as_user "$PYTHON" -m venv --without-pip "$dir/venv"
-# shellcheck disable=SC2086
 logged "installing $REQUIREMENTS" as_user "$tools/bin/pip" --python "$dir/venv/bin/python" install -q \
-    -r "$dir/src/$REQUIREMENTS" "$wheels"/celeryops-*.whl
+    -r "$dir/src/$REQUIREMENTS" "$shared/runtime-$RUNTIME_DIGEST"/celeryops-*.whl
 as_user "$dir/venv/bin/python" -m compileall -q "$dir/src" >/dev/null 2>&1 || true
 chown -R root:root "$dir"
 

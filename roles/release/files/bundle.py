@@ -8,10 +8,12 @@ bundle.py FOLDER COLLECTION TYPE SOURCE REQUIREMENTS WHEELHOUSE
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
 import os
+import re
 import sys
 import tarfile
 import zipfile
@@ -70,7 +72,7 @@ def from_archive(path: str) -> Iterator[Member]:
 def pack(folder: str, kind: str, members: Iterator[Member], compress: bool) -> dict[str, str]:
     digest = hashlib.sha256()
     partial = os.path.join(folder, f"{kind}.partial")
-    with tarfile.open(partial, "w:gz" if compress else "w", compresslevel=3) if compress else tarfile.open(partial, "w") as tar:
+    with tarfile.open(partial, "w:gz", compresslevel=3) if compress else tarfile.open(partial, "w") as tar:
         for name, mode, content in members:
             digest.update(f"{name}\0{mode:o}\0{len(content)}\0".encode() + content)
             info = tarfile.TarInfo(name)
@@ -82,19 +84,44 @@ def pack(folder: str, kind: str, members: Iterator[Member], compress: bool) -> d
     return {"kind": kind, "digest": identity, "path": path}
 
 
-def runtime(collection: str) -> Iterator[Member]:
-    """The runtime package's source, laid out as in the collection, so that its own build finds the engine."""
-    for part in ("runtime", "plugins/module_utils/engine"):
-        top = os.path.join(collection, part)
-        for name, mode, content in from_directory(top, f"{part}/"):
-            if not name.startswith(("runtime/build/", "runtime/dist/")):
-                yield name, mode, content
+def runtime(folder: str, collection: str) -> dict[str, str]:
+    """The wheel of the runtime package. It is pure Python, so it is put together here, and no host needs build tools."""
+    tops = {"celeryops": "runtime/celeryops", "celeryops/engine": "plugins/module_utils/engine"}
+    files: dict[str, bytes] = {}
+    for package, place in tops.items():
+        for name, _mode, content in from_directory(os.path.join(collection, place), f"{package}/"):
+            if name.endswith((".py", "/py.typed")):
+                files[name] = content
+    found = re.search(rb'^__version__ = "([^"]+)"', files["celeryops/__init__.py"], re.M)
+    version = found.group(1).decode() if found else "0"
+    with open(os.path.join(collection, "runtime", "pyproject.toml"), encoding="utf-8") as handle:
+        project = handle.read()
+    needs = re.findall(r'"([^"]+)"', re.findall(r"^dependencies = (\[.*\])$", project, re.M)[0])
+    python = re.findall(r'^requires-python = "([^"]+)"$', project, re.M)[0]
+    info = f"celeryops-{version}.dist-info"
+    metadata = ["Metadata-Version: 2.1", "Name: celeryops", f"Version: {version}", f"Requires-Python: {python}"]
+    metadata += [f"Requires-Dist: {need}" for need in needs]
+    files[f"{info}/METADATA"] = ("\n".join(metadata) + "\n").encode()
+    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: celeryops.runbook\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = ""
+    for name, content in sorted(files.items()):
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        record += f"{name},sha256={digest},{len(content)}\n"
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in sorted(files.items()):
+            entry = zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
+    # Packed, so that its digest names it on the hosts like every other pack.
+    return pack(folder, "runtime", iter([(f"celeryops-{version}-py3-none-any.whl", 0o644, wheel.getvalue())]), False)
 
 
 def main() -> None:
     folder, collection, kind, source, requirements, wheelhouse = sys.argv[1:]
     os.makedirs(folder, exist_ok=True)
-    packs = [pack(folder, "runtime", runtime(collection), True)]
+    packs = [runtime(folder, collection)]
     if wheelhouse:
         if not os.path.isdir(wheelhouse):
             stop(f"celeryops_wheelhouse: {wheelhouse} is not a directory on the controller")
