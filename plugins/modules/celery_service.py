@@ -12,8 +12,8 @@ version_added: 0.1.0
 author:
   - celeryops contributors (@celeryops)
 description:
-  - Brings the systemd units which the roles C(worker) and C(beat) have installed into the wanted state, all units of the
-    host in one task.
+  - Brings the systemd units which the roles C(worker) and C(beat) have installed into the wanted state, all units of
+    the host in one task.
   - Starting waits until the unit says that it is ready. Stopping lets running tasks finish, for a bounded time.
   - Restarting takes one instance after the other, so that a host never stops consuming altogether.
   - Needs no broker and no Celery.
@@ -141,6 +141,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.celeryops.runbook.plugins.module_utils._host import parse_show
 
 PROPERTIES = (
@@ -251,7 +252,10 @@ class Service:
             logs[unit] = self.module.run_command(command)[1].splitlines() if journal else []
         said = "; ".join(f"{unit}: {(self.telling(lines) or 'no message')}" for unit, lines in logs.items())
         self.module.fail_json(
-            msg=f"did not start: {said}. Look at journalctl -u {units[0]}", logs=logs, failed_units=units, **self.result()
+            msg=f"did not start: {said}. Look at journalctl -u {units[0]}",
+            logs=logs,
+            failed_units=units,
+            **self.result(),
         )
 
     @staticmethod
@@ -302,7 +306,8 @@ class Service:
         shown = self.show(units)
         self.stop([u for u in units if shown.get(u, {}).get("ActiveState", "inactive") not in ENDED])
         enabled = [unit for unit in self.enabled() if unit in units]
-        files = [os.path.join(self.config_dir, f"worker-{self.instance(u)}.env") for u in units] if not self.beat else []
+        workers = [] if self.beat else units
+        files = [os.path.join(self.config_dir, f"worker-{self.instance(unit)}.env") for unit in workers]
         files = [path for path in files if os.path.exists(path)]
         kept = {os.path.join(self.config_dir, f"worker-{self.instance(u)}.env"): u for u in units}
         self.done["removed"].extend(sorted({*enabled, *(kept[path] for path in files)}))

@@ -85,7 +85,7 @@ def pack(folder: str, kind: str, members: Iterator[Member], compress: bool) -> d
 
 
 def runtime(folder: str, collection: str) -> dict[str, str]:
-    """The wheel of the runtime package. It is pure Python, so it is put together here, and no host needs build tools."""
+    """The wheel of the runtime package. Pure Python, so it is put together here and no host needs build tools."""
     tops = {"celeryops": "runtime/celeryops", "celeryops/engine": "plugins/module_utils/engine"}
     files: dict[str, bytes] = {}
     for package, place in tops.items():
@@ -102,7 +102,8 @@ def runtime(folder: str, collection: str) -> dict[str, str]:
     metadata = ["Metadata-Version: 2.1", "Name: celeryops", f"Version: {version}", f"Requires-Python: {python}"]
     metadata += [f"Requires-Dist: {need}" for need in needs]
     files[f"{info}/METADATA"] = ("\n".join(metadata) + "\n").encode()
-    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: celeryops.runbook\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    wheel = "Wheel-Version: 1.0\nGenerator: celeryops.runbook\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files[f"{info}/WHEEL"] = wheel.encode()
     record = ""
     for name, content in sorted(files.items()):
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()

@@ -89,7 +89,7 @@ class Releases:
             stop(f"release {release} is not on this host; there are: {', '.join(self.complete()) or 'none'}")
         temporary = f"{self.link}.{os.getpid()}"
         os.symlink(os.path.join("releases", release), temporary)
-        # The log first: a switch that is logged but did not happen is repeated, an unlogged one would hide the way back.
+        # The log first: a logged switch that did not happen is repeated, an unlogged one would hide the way back.
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         with open(self.log, "a", encoding="utf-8") as log:
             log.write(json.dumps({"time": now, "release": release, "previous": before, "by": by}) + "\n")
