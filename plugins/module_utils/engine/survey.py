@@ -14,6 +14,7 @@ from typing import Any
 
 from .connection import Broker
 from .control import Control, Request, is_beat
+from .queues import RedisQueues
 
 _INFO = (
     *("role", "loading", "redis_version", "uptime_in_seconds", "connected_clients", "maxclients"),
@@ -144,45 +145,24 @@ class EventWindow:
 
 
 def queue_facts(broker: Broker, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """queue -> how many messages wait, and for how long the oldest does, if its producer stamps."""
-    queues = sorted(set(names))
-    lists = [
-        (queue, f"{broker.key_prefix}{queue}{broker.sep}{step}" if step else f"{broker.key_prefix}{queue}")
-        for queue in queues
-        for step in broker.priority_steps
-    ]
+    """queue -> how many messages wait, and for how long the oldest does, if its producer stamps.
+
+    Beside the queues named those that hold messages: nobody may have been told of them.
+    """
     with broker.guard():
-        pipe = broker.redis.pipeline(transaction=False)
-        for _queue, key in lists:
-            pipe.llen(key)
-            # Producers push on the left, consumers pop on the right: the oldest is the last.
-            pipe.lindex(key, -1)
-        found = iter(pipe.execute())
-    now = time.time()
-    facts: dict[str, dict[str, Any]] = {queue: {"depth": 0, "oldest_age": None} for queue in queues}
-    for queue, _key in lists:
-        depth, oldest = int(next(found)), next(found)
-        facts[queue]["depth"] += depth
-        published = _published(oldest)
-        if published is not None:
-            age = max(0.0, now - published)
-            facts[queue]["oldest_age"] = max(age, facts[queue]["oldest_age"] or 0.0)
-    return facts
-
-
-def _published(raw: bytes | None) -> float | None:
-    try:
-        return float(json.loads(raw or b"{}")["headers"]["celeryops_published"])
-    except (ValueError, KeyError, TypeError):
-        return None
+        queues = RedisQueues.of(broker)
+        wanted = set(names)
+        depths = queues.depth(sorted(wanted.union(queues.queues())))
+        depths = {queue: found for queue, found in depths.items() if found["depth"] or queue in wanted}
+        oldest = queues.oldest([queue for queue, found in depths.items() if found["depth"]])
+    return {
+        queue: {"depth": found["depth"], "oldest_age": (oldest.get(queue) or {}).get("age")}
+        for queue, found in depths.items()
+    }
 
 
 def unacked_facts(broker: Broker) -> dict[str, Any]:
     """How many messages are with workers and not acknowledged, and for how long the oldest has been."""
-    key = broker.key_prefix + broker.unacked_index_key
     with broker.guard():
-        pipe = broker.redis.pipeline(transaction=False)
-        pipe.zcard(key)
-        pipe.zrange(key, 0, 0, withscores=True)
-        count, first = pipe.execute()
-    return {"count": int(count), "oldest_age": round(max(0.0, time.time() - first[0][1]), 3) if first else None}
+        found = RedisQueues.of(broker).unacked(most=1)
+    return {"count": found["count"], "oldest_age": found["oldest_age"]}
