@@ -740,7 +740,7 @@ class RedisQueues:
         started = time.monotonic()
         if queue == to:
             raise PreconditionFailed(f"to: {to} is the queue itself. Name another one.")
-        self.depth([to])
+        self.depth([queue, to])
         with self._lock(queue) as lock:
             recovered = self._recover(queue, lock)
             outcome = Outcome("moved", queue, recovered=recovered)
@@ -857,6 +857,7 @@ class RedisQueues:
         compress_level: int,
     ) -> Outcome:
         started = time.monotonic()
+        self.depth([queue])
         if path is not None:
             savefile.check_target(path, True)
         with self._lock(queue) as lock:
