@@ -117,6 +117,15 @@ class Processes:
         except OSError:
             return ""
 
+    def unit(self, pid: int) -> str:
+        """The unit of a beat that the collection has installed, else nothing."""
+        try:
+            with open(os.path.join(self.proc, str(pid), "cgroup"), encoding="utf-8") as handle:
+                found = re.search(r"/(celery-[a-z0-9-]+-beat\.service)(/|$)", handle.read(), re.MULTILINE)
+        except OSError:
+            return ""
+        return found.group(1) if found else ""
+
     def runs(self, pid: int) -> bool:
         """False for a process which is stopped or dead: it exists but does nothing."""
         return self.state.get(pid, "X") not in ("T", "t", "Z", "X", "x")
@@ -136,17 +145,20 @@ def is_beat(arguments: list[str]) -> bool:
 
 
 def belongs(arguments: list[str], places: Iterable[str], app: str, root: str) -> bool:
-    """Is it of this application? By -A, else by where it lives."""
+    """Is it of this application? By where it runs, else by -A."""
+    if any(place == root or place.startswith(root.rstrip("/") + "/") for place in places):
+        return True
     for position, word in enumerate(arguments):
         if word in ("-A", "--app") and position + 1 < len(arguments):
-            return bool(app) and _same_app(arguments[position + 1], app)
+            return bool(app) and _module(arguments[position + 1]) == _module(app)
         if word.startswith("--app="):
-            return bool(app) and _same_app(word.partition("=")[2], app)
-    return any(place == root or place.startswith(root.rstrip("/") + "/") for place in places)
+            return bool(app) and _module(word.partition("=")[2]) == _module(app)
+    return False
 
 
-def _same_app(one: str, other: str) -> bool:
-    return one == other or one.partition(":")[0] == other.partition(":")[0]
+def _module(app: str) -> str:
+    """`shop`, `shop:app` and `shop.celery:app` are one to Celery."""
+    return app.partition(":")[0].removesuffix(".celery")
 
 
 def beats(processes: Processes, mains: dict[int, str], app: str, root: str) -> list[dict[str, Any]]:
@@ -160,6 +172,8 @@ def beats(processes: Processes, mains: dict[int, str], app: str, root: str) -> l
             continue  # a pool child of a worker with -B
         places = [processes.link(pid, "exe"), processes.link(pid, "cwd"), *arguments[:2]]
         unit = mains.get(pid)
+        if not unit and processes.unit(pid):
+            continue  # another application's beat, under its own unit
         if unit or belongs(arguments, places, app, root):
             found.append({"pid": pid, "unit": unit, "running": processes.runs(pid)})
     return found

@@ -37,7 +37,9 @@ def test_is_beat(arguments: list[str], expected: bool) -> None:
     [
         (["celery", "-A", "shop.celery:app", "beat"], ["/elsewhere"], True),
         (["celery", "-A", "shop.celery", "beat"], [], True),
-        (["celery", "--app=other", "beat"], ["/srv/shop/releases/v1/venv/bin/python"], False),
+        (["celery", "-A", "shop", "beat"], [], True),
+        (["celery", "--app=other", "beat"], ["/srv/other/releases/v1/src"], False),
+        (["celery", "--app=other", "beat"], ["/srv/shop/releases/v1/src"], True),
         (["[celery beat]"], ["/srv/shop/releases/v1/src"], True),
         (["[celery beat]"], ["/srv/shop2/releases/v1/src"], False),
     ],
