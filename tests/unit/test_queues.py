@@ -1,0 +1,540 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The engine's queue operations against a real redis-server."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine import savefile
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
+    LockHeld,
+    PreconditionFailed,
+    QueueUnknown,
+    SaveFailed,
+    UnknownLayout,
+    WrongType,
+)
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.queues import RedisQueues, Selection
+from support import TESTS, RedisServer
+
+STEPS = (0, 3, 6, 9)
+SEP = "\x06\x16"
+
+
+def raw(
+    number: int, queue: str = "src", task: str = "shop.pay", size: int = 40, published: float | None = None
+) -> bytes:
+    headers: dict[str, Any] = {"lang": "py", "task": task, "id": f"id-{number}", "argsrepr": "()", "retries": 0}
+    if published is not None:
+        headers["celeryops_published"] = published
+    return json.dumps(
+        {
+            "body": "W10=" * (size // 4),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": headers,
+            "properties": {
+                "delivery_info": {"exchange": "", "routing_key": queue},
+                "delivery_tag": f"tag-{number}",
+                "body_encoding": "base64",
+            },
+        }
+    ).encode()
+
+
+@pytest.fixture(params=["", "pre:"])
+def prefix(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def client(broker: RedisServer) -> Iterator[Any]:
+    with redis.Redis(port=broker.port) as connection:
+        yield connection
+
+
+@pytest.fixture
+def queues(client: Any, prefix: str) -> RedisQueues:
+    return RedisQueues(client, prefix, batch_size=7)
+
+
+def fill(queues: RedisQueues, queue: str, messages: list[bytes], step: int = 0) -> None:
+    if messages:
+        queues.client.lpush(queues.key(queue, step), *messages)
+
+
+def content(queues: RedisQueues, queue: str, step: int = 0) -> list[bytes]:
+    """In the order of consumption."""
+    found: list[bytes] = queues.client.lrange(queues.key(queue, step), 0, -1)
+    return found[::-1]
+
+
+def own_keys(queues: RedisQueues) -> list[bytes]:
+    return [key for key in queues.client.keys("*celeryops:*") if b"imported:" not in key]
+
+
+def sample(queues: RedisQueues, count: int = 100, odd: bool = True) -> dict[int, list[bytes]]:
+    """Messages in two priorities, task b every third, one garbage in the midst."""
+    result = {}
+    for step in (0, 6):
+        messages = [raw(step * 1000 + n, task="a" if n % 3 else "b") for n in range(count)]
+        if odd:
+            messages.insert(count // 2, b"garbage \n{ %d" % step)
+        fill(queues, "src", messages, step)
+        result[step] = messages
+    return result
+
+
+def test_depth(queues: RedisQueues) -> None:
+    fill(queues, "a", [b"1", b"2"], 0)
+    fill(queues, "a", [b"3"], 9)
+    rows = queues.depth(["a", "none", *(f"q{n}" for n in range(1000))])
+    assert rows["a"] == {
+        "depth": 3,
+        "by_priority": {"0": 2, "3": 0, "6": 0, "9": 1},
+        "exists": True,
+        "interrupted": False,
+    }
+    assert rows["none"]["exists"] is False and len(rows) == 1002
+
+
+def test_foreign_types_are_named(queues: RedisQueues) -> None:
+    queues.client.hset(queues.key("hash", 3), "a", "b")
+    queues.client.zadd(queues.key("zset", 0), {"a": 1})
+    with pytest.raises(WrongType, match="hash"):
+        queues.depth(["hash"])
+    with pytest.raises(UnknownLayout, match="zset"):
+        queues.depth(["zset"])
+    for target in ("hash", "zset"):
+        fill(queues, "src", [raw(1)])
+        with pytest.raises((WrongType, UnknownLayout)):
+            queues.move("src", target)
+        with pytest.raises((WrongType, UnknownLayout)):
+            queues.purge(target)
+    assert content(queues, "src") == [raw(1), raw(1)]
+
+
+def test_queues_are_found_and_unknown_ones_refused(queues: RedisQueues) -> None:
+    prefix = queues.key_prefix
+    fill(queues, "lists", [raw(1)], 6)
+    fill(queues, "other", [b"no message"])
+    fill(queues, "x.reply.celery.pidbox", [raw(2)])
+    queues.client.sadd(f"{prefix}_kombu.binding.celery", f"rk{SEP}{SEP}bound")
+    queues.client.sadd(f"{prefix}_kombu.binding.celery.pidbox", f"{SEP}{SEP}celery@host.celery.pidbox")
+    assert queues.queues() == ["bound", "lists"]
+    with pytest.raises(QueueUnknown, match="bound, lists"):
+        queues.require("typo")
+    assert queues.require("bound")["depth"] == 0
+
+
+def test_task_names(queues: RedisQueues) -> None:
+    sample(queues, 99)
+    found = queues.task_names("src")
+    assert (found.tasks, found.undecodable, found.scanned) == ({"a": 132, "b": 66}, 2, 200)
+    assert queues.task_names("src", Selection(tasks=("b",))).tasks == {"b": 66}
+    assert queues.task_names("src", Selection(tasks=("b",)), limit=5).tasks == {"b": 5}
+    short = queues.task_names("src", most=50)
+    assert (short.scanned, short.complete) == (50, False)
+
+
+def test_live_reading_misses_and_doubles_nothing(client: Any) -> None:
+    """What waits all the time is seen once while others push in front and pop at the end."""
+    queues = RedisQueues(client, batch_size=20)
+    fill(queues, "src", [raw(n) for n in range(1000)])
+    seen: list[bytes] = []
+    for turn, batch in enumerate(queues._from_back("src")):
+        seen += batch
+        fill(queues, "src", [raw(10_000 + turn * 100 + n) for n in range(turn % 45)])
+        client.rpop("src", 3)
+    assert len(seen) == len(set(seen))
+    assert set(client.lrange("src", 0, -1)) & {raw(n) for n in range(1000)} <= set(seen)
+
+
+def test_purge_saves_byte_for_byte_and_import_restores(queues: RedisQueues, tmp_path: Path) -> None:
+    before = sample(queues)
+    path = str(tmp_path / "save")
+    outcome = queues.purge("src", path)
+    assert (outcome.count, outcome.by_priority["0"], outcome.by_priority["6"]) == (202, 101, 101)
+    assert queues.client.dbsize() == 0
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    assert [name.name for name in tmp_path.iterdir()] == ["save"]
+    saved = savefile.verify(path)
+    assert saved.count == 202 and saved.header["queue"] == "src" and saved.header["key_prefix"] == queues.key_prefix
+    new = [raw(n) for n in range(5000, 5010)]
+    fill(queues, "src", new)
+    back = queues.import_(path, "src")
+    assert back.count == 202
+    assert content(queues, "src", 0) == before[0] + new
+    assert content(queues, "src", 6) == before[6]
+    again = queues.import_(path, "src")
+    assert again.count == 0 and again.already_imported
+    assert content(queues, "src", 0) == before[0] + new
+    assert own_keys(queues) == []
+    marker = queues.client.keys("*celeryops:imported:*")[0]
+    assert 29 * 86400 < queues.client.ttl(marker) <= 30 * 86400
+
+
+def test_purge_without_save_and_of_nothing(queues: RedisQueues, tmp_path: Path) -> None:
+    sample(queues)
+    assert queues.purge("src").count == 202
+    assert queues.client.dbsize() == 0
+    path = tmp_path / "save"
+    assert queues.purge("src", str(path)).count == 0
+    assert not path.exists()
+
+
+def test_purge_with_limit_takes_the_next_to_be_consumed(queues: RedisQueues, tmp_path: Path) -> None:
+    before = sample(queues)
+    assert queues.purge("src", str(tmp_path / "save"), limit=110).by_priority == {"0": 101, "3": 0, "6": 9, "9": 0}
+    assert content(queues, "src", 6) == before[6][9:]
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_file_format(queues: RedisQueues, tmp_path: Path, level: int) -> None:
+    before = sample(queues)
+    path = tmp_path / "save"
+    queues.purge("src", str(path), compress_level=level)
+    data = gzip.decompress(path.read_bytes()) if level else path.read_bytes()
+    header, _, rest = data.partition(b"\n")
+    assert json.loads(header)["messages"] == {"0": 101, "3": 0, "6": 101, "9": 0}
+    first = before[0][0]
+    assert rest.startswith(b"priority 0\n%d\n%b\n" % (len(first), first))
+    assert json.loads(data.splitlines()[-1])["count"] == 202
+    assert queues.import_(str(path), "src").count == 202
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "trailer", "foreign", "empty", "version"])
+def test_damaged_files_are_refused(queues: RedisQueues, tmp_path: Path, damage: str) -> None:
+    sample(queues)
+    path = tmp_path / "save"
+    queues.purge("src", str(path))
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(
+        {
+            "flip": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+            "cut": data[:middle],
+            "trailer": data[: data.rstrip().rfind(b"\n") + 1],
+            "foreign": b"hello\n",
+            "empty": b"",
+            "version": data.replace(b'"version": 1', b'"version": 2', 1),
+        }[damage]
+    )
+    with pytest.raises(PreconditionFailed, match=r"^path: "):
+        queues.import_(str(path), "src")
+    assert queues.client.dbsize() == 0
+
+
+def test_import_into_another_place_must_be_stated(queues: RedisQueues, tmp_path: Path) -> None:
+    before = sample(queues)
+    path = str(tmp_path / "save")
+    queues.purge("src", path)
+    with pytest.raises(PreconditionFailed, match="add queue to accept"):
+        queues.import_(path, "dst")
+    queues.db = 5
+    with pytest.raises(PreconditionFailed, match="add db to accept"):
+        queues.import_(path, "src")
+    outcome = queues.import_(path, "dst", accept=["queue", "db"])
+    assert (outcome.count, outcome.undecodable) == (200, 2)
+    assert content(queues, "dst", 0) == [m.replace(b'"src"', b'"dst"') for m in before[0] if b"garbage" not in m]
+
+
+def test_export_keeps_the_queue_and_is_a_copy(queues: RedisQueues, tmp_path: Path) -> None:
+    before = sample(queues)
+    path = str(tmp_path / "save")
+    assert queues.export("src", path).count == 202
+    assert content(queues, "src", 0) == before[0]
+    with pytest.raises(PreconditionFailed, match="add copy to accept"):
+        queues.import_(path, "src")
+    queues.purge("src")
+    queues.import_(path, "src", accept=["copy"])
+    assert content(queues, "src", 0) == before[0] and content(queues, "src", 6) == before[6]
+
+
+def test_move_rewrites_and_keeps_order_and_priority(queues: RedisQueues) -> None:
+    before = sample(queues)
+    there = [raw(9000, "dst")]
+    fill(queues, "dst", there)
+    outcome = queues.move("src", "dst")
+    assert (outcome.count, outcome.undecodable, outcome.tasks) == (200, 2, {"a": 132, "b": 68})
+    for step in (0, 6):
+        good = [m.replace(b'"src"', b'"dst"') for m in before[step] if not m.startswith(b"garbage")]
+        assert content(queues, "dst", step) == (there if step == 0 else []) + good
+        assert content(queues, "src", step) == [m for m in before[step] if m.startswith(b"garbage")]
+    assert own_keys(queues) == []
+
+
+def test_move_of_selected_with_limit(queues: RedisQueues) -> None:
+    before = sample(queues)
+    outcome = queues.move("src", "dst", Selection(tasks=("b",)), limit=10)
+    assert outcome.count == 10 and outcome.tasks == {"b": 10}
+    wanted = [m for m in before[0] if b'"task": "b"' in m][:10]
+    assert content(queues, "dst", 0) == [m.replace(b'"src"', b'"dst"') for m in wanted]
+    assert content(queues, "src", 0) == [m for m in before[0] if m not in wanted]
+    assert content(queues, "src", 6) == before[6]
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection(tasks=("b",)),
+        Selection(tasks=("[b]*",)),
+        Selection(ids=frozenset(f"id-{n}" for n in (0, 3, 50, 6001))),
+        Selection(older_than=60.0),
+        Selection(tasks=("shop.*",), older_than=60.0),
+    ],
+)
+def test_drop_takes_the_selected_only(queues: RedisQueues, tmp_path: Path, selection: Selection) -> None:
+    sample(queues, 60)
+    now = queues.now()
+    fill(queues, "src", [raw(7000 + n, task="shop.x", published=now - (3600 if n % 2 else 5)) for n in range(50)], 3)
+    kept: dict[int, list[bytes]] = {}
+    gone: dict[int, list[bytes]] = {}
+    for step in STEPS:
+        for message in content(queues, "src", step):
+            hit = not message.startswith(b"garbage") and selection.judge(message, now)[0]
+            (gone if hit else kept).setdefault(step, []).append(message)
+    expected = queues.task_names("src", selection)
+    path = str(tmp_path / "save")
+    outcome = queues.drop("src", selection, path)
+    assert outcome.count == sum(map(len, gone.values())) > 0
+    assert outcome.tasks == expected.tasks
+    assert (outcome.undecodable, outcome.unknown_age) == (expected.undecodable, expected.unknown_age)
+    for step in STEPS:
+        assert content(queues, "src", step) == kept.get(step, [])
+    assert [m for _step, batch in savefile.batches(path, lambda: 9) for m in batch] == [
+        m for step in STEPS for m in gone.get(step, [])
+    ]
+    queues.import_(path, "src")
+    assert sorted(m for step in STEPS for m in content(queues, "src", step)) == sorted(
+        m for part in (kept, gone) for messages in part.values() for m in messages
+    )
+
+
+def test_drop_without_filter_is_refused(queues: RedisQueues) -> None:
+    with pytest.raises(PreconditionFailed, match="filter"):
+        queues.drop("src", Selection())
+
+
+def test_second_run_is_refused_while_one_works(queues: RedisQueues) -> None:
+    sample(queues)
+    with queues._lock("src"), pytest.raises(LockHeld, match="another run works on src"):
+        queues.purge("src")
+    assert queues.purge("src").count == 202
+
+
+def test_full_disk_puts_everything_back(queues: RedisQueues, tmp_path: Path) -> None:
+    before = sample(queues, 3000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(SaveFailed, match=r"cannot write .* All 6002 messages are back in src"):
+            queues.purge("src", str(tmp_path / "save"))
+        with pytest.raises(SaveFailed, match="are back in src"):
+            queues.drop("src", Selection(tasks=("a",)), str(tmp_path / "save"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(content(queues, "src", 0)) == sorted(before[0])
+    assert sorted(content(queues, "src", 6)) == sorted(before[6])
+    assert own_keys(queues) == []
+
+
+KILLED = """
+import os, sys
+sys.path[:0] = [{tests!r}, {collections!r}]
+import redis
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine import savefile
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.queues import RedisQueues, Selection
+left = int(sys.argv[2])
+def tick(real):
+    def call(*args, **kwargs):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), 9)
+        return real(*args, **kwargs)
+    return call
+queues = RedisQueues(redis.Redis(port=int(sys.argv[1])), batch_size=25)
+queues._run = tick(queues._run)
+savefile.Writer.place = tick(savefile.Writer.place)
+savefile.Writer.add = tick(savefile.Writer.add)
+{operation}
+"""
+OPERATIONS = {
+    "purge": "queues.purge('src', sys.argv[3])",
+    "drop": "queues.drop('src', Selection(tasks=('b',)), sys.argv[3])",
+    "move": "queues.move('src', 'dst')",
+    "move-some": "queues.move('src', 'dst', Selection(tasks=('b',)))",
+    "import": "queues.import_(sys.argv[3], 'src')",
+}
+
+
+def ids(messages: list[bytes]) -> list[str]:
+    return sorted(m.decode() if m.startswith(b"garbage") else json.loads(m)["headers"]["id"] for m in messages)
+
+
+@pytest.mark.parametrize("operation", list(OPERATIONS))
+def test_killed_anywhere_nothing_is_lost_or_doubled(client: Any, tmp_path: Path, operation: str) -> None:
+    """SIGKILL before every single step of an operation in turn; the same task run again completes it."""
+    queues = RedisQueues(client, batch_size=25)
+    script = KILLED.format(
+        tests=str(TESTS), collections=str(TESTS / "output" / "collections"), operation=OPERATIONS[operation]
+    )
+    kills = 0
+    for point in range(200):
+        client.flushall()
+        path = tmp_path / f"save-{point}"
+        before = sample(queues, 60)
+        everything = ids(before[0] + before[6])
+        if operation == "import":
+            queues.purge("src", str(path))
+        new = [raw(8000 + n) for n in range(3)]
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(queues.client.connection_pool.connection_kwargs["port"]), str(point),
+             str(path)], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        killed = done.returncode != 0
+        kills += killed
+        if killed:
+            interrupted = queues.interrupted("src")
+            assert interrupted is None or interrupted["running"] is False
+            fill(queues, "src", new)
+            scope = {"queues": queues, "path": path, "Selection": Selection}
+            try:
+                exec(OPERATIONS[operation].replace("sys.argv[3]", "str(path)"), scope)
+            except PreconditionFailed as exc:
+                # Killed after the very last step: all was done, so the file is complete and stays.
+                assert "exists" in exc.msg and interrupted is None and savefile.verify(str(path)).count > 0
+        waiting = [m for queue in ("src", "dst") for step in (0, 6) for m in content(queues, queue, step)]
+        file = (
+            [m for _step, batch in savefile.batches(str(path), lambda: 9) for m in batch]
+            if path.exists() and operation != "import"
+            else []
+        )
+        assert ids(waiting + file) == sorted(everything + (ids(new) if killed else [])), f"killed before step {point}"
+        assert own_keys(queues) == [], f"killed before step {point}"
+        assert len(list(tmp_path.glob("*.partial"))) == 0
+        if not killed:
+            break
+    assert not killed and kills >= 6
+
+
+def test_concurrent_consumers_lose_and_double_nothing(client: Any, broker: RedisServer, tmp_path: Path) -> None:
+    """Producers push and consumers pop as kombu does while messages are dropped, moved, purged and imported."""
+    queues = RedisQueues(client, batch_size=50)
+    stop = threading.Event()
+    consumed: list[list[bytes]] = [[], [], []]
+    produced: list[bytes] = []
+    errors: list[BaseException] = []
+
+    def consume(mine: list[bytes]) -> None:
+        with redis.Redis(port=broker.port) as connection:
+            while not stop.is_set():
+                found = connection.brpop([queues.key("src", step) for step in STEPS], timeout=1)
+                if found:
+                    mine.append(found[1])
+
+    def produce() -> None:
+        with redis.Redis(port=broker.port) as connection:
+            number = 100_000
+            while not stop.is_set():
+                messages = [raw(number + n, task="ab"[n % 2]) for n in range(20)]
+                number += 20
+                connection.lpush(queues.key("src", STEPS[number // 20 % 4]), *messages)
+                produced.extend(messages)
+                time.sleep(0.002)
+
+    fill(queues, "src", [raw(n, task="ab"[n % 2]) for n in range(20_000)])
+    produced += [raw(n, task="ab"[n % 2]) for n in range(20_000)]
+    threads = [threading.Thread(target=consume, args=(mine,)) for mine in consumed]
+    threads.append(threading.Thread(target=produce))
+    for thread in threads:
+        thread.start()
+    saved: list[bytes] = []
+    try:
+        for turn in range(4):
+            queues.drop("src", Selection(tasks=("a",)), str(tmp_path / f"drop-{turn}"))
+            queues.move("src", "dst", Selection(tasks=("b",)), limit=500)
+            fill(queues, "src", refill := [raw(1_000_000 + turn * 5000 + n, task="ab"[n % 2]) for n in range(5000)])
+            produced += refill
+            purged = queues.purge("src", str(tmp_path / f"purge-{turn}"))
+            if turn % 2 and purged.count:
+                queues.import_(str(tmp_path / f"purge-{turn}"), "src")
+                os.unlink(tmp_path / f"purge-{turn}")
+    except BaseException as exc:
+        errors.append(exc)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    for path in tmp_path.iterdir():
+        saved += [m for _step, batch in savefile.batches(str(path), lambda: 500) for m in batch]
+    waiting = [m for queue in ("src", "dst") for step in STEPS for m in content(queues, queue, step)]
+    assert sum(map(len, consumed)) > 100 and saved and any(b'"dst"' in m for m in waiting)
+    assert ids([m for mine in consumed for m in mine] + saved + waiting) == ids(produced)
+
+
+def test_unacked_and_oldest_and_peek(queues: RedisQueues) -> None:
+    now = queues.now()
+    held = json.loads(raw(1))
+    queues.client.hset(queues.unacked_key, "tag-1", json.dumps([held, "", "src"]))
+    queues.client.zadd(queues.unacked_index_key, {"tag-1": now - 100})
+    queues.client.hset(queues.unacked_key, "tag-2", b"garbage")
+    queues.client.zadd(queues.unacked_index_key, {"tag-2": now - 5})
+    found = queues.unacked()
+    assert found["count"] == 2 and found["undecodable"] == 1 and 99 < found["oldest_age"] < 110
+    assert found["messages"][0]["id"] == "id-1" and found["messages"][0]["queue"] == "src"
+    assert queues.unacked_names()["src"] == {"shop.pay": 1}
+    fill(queues, "src", [raw(5, published=now - 50), raw(6, published=now - 10)])
+    fill(queues, "src", [raw(7, published=now - 70)], 9)
+    oldest = queues.oldest(["src", "none"])
+    assert oldest["src"] is not None and oldest["src"]["id"] == "id-7" and 69 < oldest["src"]["age"] < 80
+    assert oldest["none"] is None
+    assert [m["id"] for m in queues.peek("src")["messages"]] == ["id-5", "id-6", "id-7"]
+    assert [m["id"] for m in queues.peek("src", side="back", count=2)["messages"]] == ["id-7", "id-6"]
+    assert [m["id"] for m in queues.peek("src", identity="id-6")["messages"]] == ["id-6"]
+    assert "args" not in queues.peek("src")["messages"][0]
+
+
+def test_reply_keys_are_listed_only(queues: RedisQueues) -> None:
+    key = f"{queues.key_prefix}abc.reply.celery.pidbox"
+    queues.client.lpush(key, b"x" * 1000)
+    assert queues.reply_keys()["count"] == 0
+    time.sleep(2.1)
+    found = queues.reply_keys(idle=1)
+    assert found["count"] == 1 and found["bytes"] > 1000 and found["keys"][0]["key"] == key
+    assert queues.client.exists(key)
+
+
+def test_paths_that_cannot_be_are_refused_before_anything(queues: RedisQueues, tmp_path: Path) -> None:
+    before = sample(queues)
+    (tmp_path / "there").write_text("x")
+    for path, text in (
+        (tmp_path / "no" / "x", "does not exist"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "there", "exists"),
+    ):
+        with pytest.raises(PreconditionFailed, match=text):
+            queues.purge("src", str(path))
+    assert content(queues, "src", 0) == before[0]
+    assert (tmp_path / "there").read_text() == "x"
+    assert queues.purge("src", str(tmp_path / "there"), overwrite=True).count == 202
