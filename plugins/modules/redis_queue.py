@@ -205,8 +205,8 @@ already_imported:
 recovered:
   description:
     - An interrupted operation that was found on the queue, with C(operation), C(started), C(count) and C(action).
-    - C(action) is V(finished), V(put_back) or V(undone); in check mode V(pending), and the messages aside are not in the
-      other counts.
+    - C(action) is V(finished), V(put_back) or V(undone); in check mode V(pending), and the messages aside are not in
+      the other counts.
   returned: when there was one
   type: dict
 elapsed:
