@@ -270,14 +270,13 @@ def _header(path: str, line: bytes) -> dict[str, Any]:
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[BinaryIO]:
     try:
-        with open(path, "rb") as plain:
-            magic = plain.read(2)
-            plain.seek(0)
-            if magic != b"\x1f\x8b":
-                yield plain
-                return
-            with gzip.GzipFile(fileobj=plain) as packed:
-                yield cast(BinaryIO, packed)
+        with contextlib.ExitStack() as opened:
+            handle: BinaryIO = opened.enter_context(open(path, "rb"))
+            magic = handle.read(2)
+            handle.seek(0)
+            if magic == b"\x1f\x8b":
+                handle = cast(BinaryIO, opened.enter_context(gzip.GzipFile(fileobj=handle)))
+            yield handle
     except FileNotFoundError as exc:
         raise PreconditionFailed(f"path: there is no file {path} on this host.") from exc
     except (EOFError, zlib.error, gzip.BadGzipFile) as exc:

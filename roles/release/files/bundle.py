@@ -59,11 +59,11 @@ def from_archive(path: str) -> Iterator[Member]:
     else:
         stop(f"celeryops_release_src: {path} is neither a tar nor a zip archive")
     found = [(os.path.normpath(name), mode, content) for name, mode, content in found]
-    outside = [name for name, _, _ in found if name.startswith(("/", "../")) or name == ".."]
+    outside = [name for name, _unused, _unused in found if name.startswith(("/", "../")) or name == ".."]
     if outside:
         stop(f"celeryops_release_src: {path} holds {outside[0]}, which points out of the archive")
-    tops = {name.partition("/")[0] for name, _, _ in found}
-    if len(tops) == 1 and all("/" in name for name, _, _ in found):
+    tops = {name.partition("/")[0] for name, _unused, _unused in found}
+    if len(tops) == 1 and all("/" in name for name, _unused, _unused in found):
         # Packed with its folder, as most hosting services do.
         found = [(name.partition("/")[2], mode, content) for name, mode, content in found]
     yield from sorted(found)
