@@ -38,7 +38,7 @@ integration: deps ## real redis-server and workers on this machine, modules run 
 	@scripts/pytest "ansible 5.7" tests/integration $(ARGS)
 
 molecule: deps ## every Molecule scenario on real systemd hosts (ARGS="-s NAME" for one)
-	@molecule test $(or $(ARGS),--all)
+	@scripts/molecule $(ARGS)
 
 test: deps ## everything, cheap to dear: lint, unit, sanity, contract, integration, molecule
 	@python scripts/checks.py test $(ARGS)
