@@ -212,7 +212,7 @@ def test_file_format(queues: RedisQueues, tmp_path: Path, level: int) -> None:
     path = tmp_path / "save"
     queues.purge("src", str(path), compress_level=level)
     data = gzip.decompress(path.read_bytes()) if level else path.read_bytes()
-    header, _, rest = data.partition(b"\n")
+    header, _unused, rest = data.partition(b"\n")
     assert json.loads(header)["messages"] == {"0": 101, "3": 0, "6": 101, "9": 0}
     first = before[0][0]
     assert rest.startswith(b"priority 0\n%d\n%b\n" % (len(first), first))
