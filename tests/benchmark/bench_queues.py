@@ -249,7 +249,7 @@ def bench_million(client: Any, port: int, directory: str) -> list[dict[str, Any]
         fill(client, port, "src", SAMPLE)
         done, stall = ours(port, "purge-gzip", "src", os.path.join(directory, "purge"), str(level))
         what = (
-            f"saved with compress_level {level}: {done['bytes'] / 1e6:.0f} MB of {SAMPLE * size / 1e6:.0f} (much alike)"
+            f"saved with compress_level {level}: {done['bytes'] / 1e6:.0f} MB of {SAMPLE * size / 1e6:.0f}, alike"
         )
         ratio(f"queue-purge-gzip-{level}", purge_rate, what, done, stall, SAMPLE, "as queue-purge")
     return results

@@ -78,7 +78,7 @@ def test_pickle_is_never_loaded(tmp_path: Any) -> None:
         b"", b"garbage", b"\xff\xfe", b"[]", b"null", b"{}", b'{"body": 1}', b"[" * 100_000,
         encode(message(headers={"task": 5, "id": "x"})), encode(message(headers={"task": "x"})),
         encode(message(headers={}, body="!")), encode(message(headers={})),
-        b'{"body": "", "content-encoding": "u", "content-type": "a", "headers": {"lang": "py", "task": "\xff", "id": "1"',
+        b'{"body": "", "content-encoding": "", "content-type": "", "headers": {"lang": "", "task": "\xff", "id": "1"',
     ],
 )  # fmt: skip
 def test_bad_messages(raw: bytes) -> None:
@@ -99,11 +99,11 @@ def test_identify_is_exact(task: str) -> None:
 
 def test_reroute_changes_nothing_else() -> None:
     old = message()
-    new = json.loads(Rerouter("src", "dst")(encode(old)))
+    new = json.loads(Rerouter("src", "dst")(encode(old))[1])
     assert new["properties"]["delivery_info"] == {"exchange": "", "routing_key": "dst"}
     new["properties"]["delivery_info"] = old["properties"]["delivery_info"]
     assert new == old
-    assert len(Rerouter("src", "dst")(encode(old))) == len(encode(old))
+    assert len(Rerouter("src", "dst")(encode(old))[1]) == len(encode(old))
 
 
 def test_reroute_of_what_is_not_usual() -> None:
@@ -116,7 +116,7 @@ def test_reroute_of_what_is_not_usual() -> None:
     huge = message()
     huge["headers"]["number"] = 2**70
     for document in (named, redelivered, twice, huge, message("other")):
-        new = json.loads(Rerouter("src", "dst")(encode(document)))
+        new = json.loads(Rerouter("src", "dst")(encode(document))[1])
         assert new["properties"]["delivery_info"]["routing_key"] == "dst"
         assert new["properties"]["delivery_info"]["exchange"] == ""
         assert new["headers"] == document["headers"]

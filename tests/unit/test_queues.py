@@ -372,7 +372,7 @@ def tick(real):
             os.kill(os.getpid(), 9)
         return real(*args, **kwargs)
     return call
-queues = RedisQueues(redis.Redis(port=int(sys.argv[1])), batch_size=25)
+queues = RedisQueues(redis.Redis(port=int(sys.argv[1])), batch_size=40)
 queues._run = tick(queues._run)
 savefile.Writer.place = tick(savefile.Writer.place)
 savefile.Writer.add = tick(savefile.Writer.add)
@@ -394,7 +394,7 @@ def ids(messages: list[bytes]) -> list[str]:
 @pytest.mark.parametrize("operation", list(OPERATIONS))
 def test_killed_anywhere_nothing_is_lost_or_doubled(client: Any, tmp_path: Path, operation: str) -> None:
     """SIGKILL before every single step of an operation in turn; the same task run again completes it."""
-    queues = RedisQueues(client, batch_size=25)
+    queues = RedisQueues(client, batch_size=40)
     script = KILLED.format(
         tests=str(TESTS), collections=str(TESTS / "output" / "collections"), operation=OPERATIONS[operation]
     )

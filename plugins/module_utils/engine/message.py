@@ -132,22 +132,24 @@ class Rerouter:
         self._old = _route(source)
         self._new = _route(target)
 
-    def __call__(self, raw: bytes) -> bytes:
-        if _HEAD.match(raw) is not None:
+    def __call__(self, raw: bytes) -> tuple[str, bytes]:
+        """(task name, rewritten message)"""
+        head = _HEAD.match(raw)
+        if head is not None:
             parts = raw.split(self._old, 2)
             if len(parts) == 2:
-                return parts[0] + self._new + parts[1]
+                return head[1].decode("utf-8", "replace"), parts[0] + self._new + parts[1]
             if len(parts) == 1:
                 found = _ROUTE.findall(raw)
                 if len(found) == 1:
-                    return raw.replace(found[0], self._new)
-        document = Envelope.parse(raw).document
-        info = document["properties"].get("delivery_info")
+                    return head[1].decode("utf-8", "replace"), raw.replace(found[0], self._new)
+        envelope = Envelope.parse(raw)
+        info = envelope.document["properties"].get("delivery_info")
         if not isinstance(info, dict):
             raise BadMessage("unknown envelope: its properties have no delivery_info to rewrite")
         info["exchange"] = ""
         info["routing_key"] = self._target
-        return json.dumps(document).encode()
+        return envelope.task, json.dumps(envelope.document).encode()
 
 
 def _route(queue: str) -> bytes:

@@ -138,29 +138,33 @@ _PARTITION = (
 local batch = redis.call('LRANGE', KEYS[2], -tonumber(ARGV[3]), -1)
 local bitmap, limit = ARGV[4], tonumber(ARGV[5])
 local judged = bitmap == '' and cjson.decode(ARGV[6])
-local find, match, sub = string.find, string.match, string.sub
-local kept, picked, counts, done = {}, {}, {}, 0
-local rest = '^", "content%-encoding": "[^"\\\\]*", "content%-type": "[^"\\\\]*", "headers": {"lang": "[^"\\\\]*", '
-  .. '"task": "([^"\\\\]+)", "id": "[^"\\\\]+"'
+local find, sub = string.find, string.sub
+local kept, picked, counts, done, k, p = {}, {}, {}, 0, 0, 0
+local head = '", "content-encoding": "utf-8", "content-type": "application/json", "headers": {"lang": "py", "task": "'
 for i = #batch, 1, -1 do
-  if limit == 0 then break end
+  if p == limit then break end
   local raw, hit = batch[i], nil
   if judged then
     if sub(raw, 1, 10) ~= '{"body": "' then return {-1} end
-    local quote = find(raw, '"', 11, true)
-    local name = quote and match(raw, rest, quote)
-    hit = name and judged[name]
-    if hit == nil or hit == false then return {-1} end
+    local at = find(raw, '"', 11, true)
+    if not at or sub(raw, at, at + #head - 1) ~= head then return {-1} end
+    at = at + #head
+    local stop = find(raw, '"', at, true)
+    if not stop or sub(raw, stop, stop + 9) ~= '", "id": "' or sub(raw, stop + 10, stop + 10) == '"' then return {-1} end
+    local name = sub(raw, at, stop - 1)
+    hit = judged[name]
+    if hit == nil then return {-1} end
     if hit == 1 then counts[name] = (counts[name] or 0) + 1 end
   else
     hit = tonumber(sub(bitmap, done + 1, done + 1))
   end
   done = done + 1
   if hit == 1 then
-    picked[#picked + 1] = raw
-    limit = limit - 1
+    p = p + 1
+    picked[p] = raw
   else
-    kept[#kept + 1] = raw
+    k = k + 1
+    kept[k] = raw
   end
 end
 if #kept > 0 then redis.call('LPUSH', KEYS[3], unpack(kept)) end
@@ -170,30 +174,35 @@ return {done, #picked, cjson.encode(counts)}
 """
 )
 
-# KEYS lock source target odd   ARGV token ttl taken good (message)...
+# Many messages travel as one argument and their lengths: redis-py sends every large argument by itself.
+_SPLIT = """
+local function split(lengths, text)
+  local list, at, n = {}, 1, 0
+  for length in string.gmatch(lengths, '%d+') do
+    n = n + 1
+    list[n] = string.sub(text, at, at + length - 1)
+    at = at + length
+  end
+  return list, n
+end
+"""
+
+# KEYS lock source target odd   ARGV token ttl taken (lengths of good) good (lengths of odd) odd
 _REROUTE = (
     _GUARD
+    + _SPLIT
     + """
-local good, list = tonumber(ARGV[4]), {}
-for i = 5, 4 + good do list[#list + 1] = ARGV[i] end
-if #list > 0 then redis.call('LPUSH', KEYS[3], unpack(list)) end
-list = {}
-for i = 5 + good, #ARGV do list[#list + 1] = ARGV[i] end
-if #list > 0 then redis.call('LPUSH', KEYS[4], unpack(list)) end
+local good, n = split(ARGV[4], ARGV[5])
+if n > 0 then redis.call('LPUSH', KEYS[3], unpack(good)) end
+local odd, m = split(ARGV[6], ARGV[7])
+if m > 0 then redis.call('LPUSH', KEYS[4], unpack(odd)) end
 redis.call('LTRIM', KEYS[2], 0, -tonumber(ARGV[3]) - 1)
-return #list
+return n
 """
 )
 
-# KEYS lock target   ARGV token ttl LPUSH|RPUSH (message)...
-_LOAD = (
-    _GUARD
-    + """
-local list = {}
-for i = 4, #ARGV do list[#list + 1] = ARGV[i] end
-return redis.call(ARGV[3], KEYS[2], unpack(list))
-"""
-)
+# KEYS lock target   ARGV token ttl LPUSH|RPUSH lengths messages
+_LOAD = _GUARD + _SPLIT + "return redis.call(ARGV[3], KEYS[2], unpack((split(ARGV[4], ARGV[5]))))"
 
 # KEYS lock record (list)...   ARGV token ttl
 _FINISH = (
@@ -975,9 +984,7 @@ class RedisQueues:
         for step in self.steps:
             scan = self._own(queue, "scan", step)
             keys = [scan, self._own(queue, "kept", step), self._own(queue, "picked", step)]
-            pace = self._pace(scan)
-            # Larger batches gain nothing here and Redis stalls.
-            size = min(250, pace.size())
+            size = self._pace(scan).size()
             while left:
                 if selection.by_task_only and judged:
                     done, *rest = self._run(_PARTITION, lock, keys, [size, "", left, table])
@@ -1001,7 +1008,8 @@ class RedisQueues:
                     outcome.unknown_age += unknown
                     marks.append("1" if hit else "0")
                     names.append(task)
-                    if task and selection.by_task_only and len(judged) < 1000:
+                    # The script compares the text as it stands in the message, so no name that JSON would escape.
+                    if task and selection.by_task_only and len(judged) < 1000 and json.dumps(task)[1:-1] == task:
                         judged.setdefault(task, int(hit))
                 table = json.dumps(judged, ensure_ascii=False)
                 done, picked, _none = self._run(_PARTITION, lock, keys, [size, "".join(marks), left, ""])
@@ -1061,11 +1069,12 @@ class RedisQueues:
                 good, odd = [], []
                 for raw in batch:
                     try:
-                        counts[identify(raw)[0]] += 1
-                        good.append(reroute(raw))
+                        task, rerouted = reroute(raw)
+                        counts[task] += 1
+                        good.append(rerouted)
                     except BadMessage:
                         odd.append(raw)
-                self._run(_REROUTE, lock, keys, [len(batch), len(good), *good, *odd])
+                self._run(_REROUTE, lock, keys, [len(batch), *_joined(good), *_joined(odd)])
                 sent[str(step)] += len(good)
                 outcome.undecodable += len(odd)
                 pace.seen(batch)
@@ -1088,14 +1097,15 @@ class RedisQueues:
                 messages = []
                 for raw in batch:
                     try:
-                        counts[identify(raw)[0]] += 1
-                        messages.append(reroute(raw) if reroute else raw)
+                        task, rerouted = reroute(raw) if reroute else (identify(raw)[0], raw)
+                        counts[task] += 1
+                        messages.append(rerouted)
                     except BadMessage:
                         outcome.undecodable += 1
                         if reroute is None:
                             messages.append(raw)
                 if messages:
-                    self._run(_LOAD, lock, [self._own(queue, "picked", step)], [command, *messages])
+                    self._run(_LOAD, lock, [self._own(queue, "picked", step)], [command, *_joined(messages)])
                 loaded[str(step)] += len(messages)
             expected = saved.count - (outcome.undecodable if reroute else 0)
             if sum(loaded.values()) != expected:
@@ -1281,6 +1291,10 @@ def _summary(envelope: Envelope, now: float, include_arguments: bool) -> dict[st
 def _saved(outcome: Outcome, saved: savefile.Saved, writer: savefile.Writer) -> None:
     outcome.path, outcome.save_id, outcome.sha256 = writer.path, str(saved.header["id"]), saved.sha256
     outcome.count, outcome.by_priority, outcome.bytes = saved.count, saved.messages, writer.bytes
+
+
+def _joined(messages: Sequence[bytes]) -> tuple[str, bytes]:
+    return ",".join([str(len(raw)) for raw in messages]), b"".join(messages)
 
 
 def _pairs(fields: Mapping[str, str]) -> list[str]:
