@@ -1,0 +1,282 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""rolling_deploy and rollback on real hosts under load; every task is counted by its id."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fleet.story import BIN, NICE, TOP, Background, Story
+
+from support import wait_until
+
+pytestmark = pytest.mark.ansible
+
+HOSTS = ("worker1", "worker2")
+QUEUES = ("critical", "default", "email", "reports", "maintenance")
+LOCK = "celeryops:lock:deploy:shop"
+RATE = 110
+# New before old: two hosts on two processors shared with the load have no capacity to spare.
+SURGE = {"celeryops_surge": "always"}
+
+
+class Running:
+    """A playbook that is still running, so that something can happen to it."""
+
+    def __init__(self, story: Story, playbook: str, log: str, **variables: Any) -> None:
+        self.log = story.output / f"{log}.log"
+        command = [*NICE, str(BIN / "ansible-playbook"), f"celeryops.runbook.{playbook}", "-i", str(story.inventory)]
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(
+                [*command, "-e", json.dumps(variables)], cwd=TOP, env=story.ansible_environment(),
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def reached(self, pattern: str, timeout: float = 120) -> None:
+        wait_until(lambda: re.search(pattern, self.text) or self.process.poll() is not None, timeout, pattern)
+        assert self.process.poll() is None, self.text[-3000:]
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.kill()
+
+
+def processes(story: Story) -> dict[str, str]:
+    """Main process of every unit of the application; '0' for one that does not run."""
+    found = {}
+    for host in HOSTS:
+        shown = story.ssh(host, "systemctl show -p Id,MainPID 'celery-shop-*.service'")
+        for block in shown.split("\n\n"):
+            pairs = dict(line.split("=", 1) for line in block.splitlines())
+            if pairs["MainPID"] != "0":
+                found[f"{pairs['Id'].removesuffix('.service')}@{host}"] = pairs["MainPID"]
+    return found
+
+
+def releases(story: Story) -> dict[str, set[str]]:
+    """host -> releases in use there: what `current` names and what each process was started from."""
+    code = (
+        "basename $(readlink /srv/shop/current); "
+        "for pid in $(systemctl show -p MainPID --value 'celery-shop-*.service'); do "
+        "[ $pid = 0 ] || tr '\\0' ' ' </proc/$pid/cmdline | sed 's|.*/releases/\\([^/]*\\)/venv/.*|\\1|'; done"
+    )
+    return {host: set(story.ssh(host, code).split()) for host in HOSTS}
+
+
+def consumers(story: Story) -> dict[str, list[str]]:
+    """node -> queues, asked with Celery's own tools."""
+    code = (
+        "import json, os\nfrom celery import Celery\n"
+        "q = Celery(broker=os.environ['CELERY_BROKER_URL']).control.inspect(timeout=2).active_queues() or {}\n"
+        "print(json.dumps({n: sorted(x['name'] for x in q[n]) for n in q}))"
+    )
+    done = subprocess.run(
+        [str(story.venv / "bin" / "python"), "-c", code],
+        env=story.client_environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def whole(shop: Story) -> dict[str, list[str]]:
+    """The fleet as it has to be after each test: node -> queues."""
+    return consumers(shop)
+
+
+@pytest.fixture(scope="module")
+def load(shop: Story) -> Iterator[Background]:
+    """Mixed tasks all the time, and a look twice a second whether every queue has a consumer."""
+    for bad in ("import", "crash", "unknown-task", "canary"):
+        shop.make_release(f"v3-{bad}", bad)
+    shop.redis("FLUSHDB", db=2)
+    load = shop.start("load", "--rate", str(RATE))
+    watch = shop.start("watch", "--queues", *QUEUES, nice=True)
+    yield load
+    sent = load.stop()
+    ledger = shop.ledger("--wait", "60")
+    watched = watch.stop()
+    print(sent, {key: ledger[key] for key in ("sent", "done", "wait", "by_release")}, watched)
+    assert sent["rate"] >= 100, sent
+    assert ledger["lost"] == [] and ledger["run_twice"] == []
+    assert ledger["done"] == ledger["sent"]
+    assert watched["samples"] > 0 and watched["without_consumer"] == {}
+
+
+@pytest.fixture
+def check(shop: Story, whole: dict[str, list[str]], load: Background) -> Callable[[str], None]:
+    """Assert that the fleet is complete on one release, with nothing left of the deploy."""
+
+    def check(release: str) -> None:
+        assert load.running()
+        assert releases(shop) == {host: {release} for host in HOSTS}
+        assert consumers(shop) == whole
+        assert set(processes(shop)) == {
+            "celery-shop-beat@worker1",
+            *(f"celery-shop-worker@{i}-1@{h}" for i in ("fast", "bulk") for h in HOSTS)
+        }  # fmt: skip
+        for host in HOSTS:
+            assert (
+                shop.ssh(host, "ls -d /run/celeryops-shop.* /etc/celeryops/shop/*surge* 2>/dev/null", check=False) == ""
+            )
+        assert shop.redis("EXISTS", LOCK) == "0"
+        ledger = shop.ledger("--grace", "60")
+        assert ledger["run_twice"] == [] and ledger["lost"] == []
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("playbook", "arguments", "variables", "said"),
+    [
+        ("rolling_deploy", [], {"celeryops_release": "v/2"}, 'celeryops_release: "v/2" is no release id'),
+        (
+            "rolling_deploy",
+            [],
+            {"celeryops_worker_group": "nobody"},
+            "celeryops_worker_group: the inventory has no hosts",
+        ),
+        ("rolling_deploy", [], {"celeryops_serial": 0}, "celeryops_serial: 0 is no number of hosts"),
+        ("rolling_deploy", [], {"celeryops_canary": {"tsk": "a"}}, "celeryops_canary: give {}"),
+        ("rolling_deploy", ["--limit", "worker1"], {}, "run it without --limit"),
+        ("rollback", [], {"celeryops_release": "v99"}, "celeryops_release: v99 is not on worker1, worker2"),
+        ("rollback", [], {}, "v1 is the first release of these hosts, there is none to go back to"),
+        ("rollback", [], {"celeryops_worker_group": "nobody"}, "celeryops_worker_group: the inventory has no hosts"),
+    ],
+)
+def test_wrong_requests_are_refused(
+    shop: Story, playbook: str, arguments: list[str], variables: dict[str, Any], said: str
+) -> None:
+    before = processes(shop), releases(shop)
+    given = {"celeryops_release": "v2", **variables} if playbook == "rolling_deploy" else variables
+    play = shop.play(playbook, *arguments, expect=False, **given)
+    assert said in " ".join(play.text.split())
+    assert play.changed == 0 and shop.redis("EXISTS", LOCK) == "0"
+    assert (processes(shop), releases(shop)) == before
+
+
+def test_check_mode_says_what_would_happen(shop: Story, load: Background) -> None:
+    before = processes(shop), releases(shop)
+    play = shop.play("rolling_deploy", "--check", "--diff", celeryops_release="v2", **SURGE)
+    text = " ".join(play.text.split())
+    assert (
+        "would start fast-surge, bulk-surge on v2, quiet, drain and stop fast-1, bulk-1, switch current from v1 to v2"
+        in text
+    )
+    assert play.changed > 0
+    assert (processes(shop), releases(shop)) == before
+    assert shop.redis("EXISTS", LOCK) == "0"
+    for host in HOSTS:
+        assert shop.ssh(host, "ls /srv/shop/releases; ls -d /run/celeryops-shop.* 2>/dev/null", check=False) == "v1"
+
+
+def test_deploy_and_back(shop: Story, check: Callable[[str], None]) -> None:
+    began = time.time()
+    with Running(shop, "rolling_deploy", "good", celeryops_release="v2", **SURGE) as deploy:
+        wait_until(lambda: shop.redis("EXISTS", LOCK) == "1", 60, "the lock")
+        second = shop.play("rolling_deploy", expect=False, celeryops_release="v2")
+        assert re.search(
+            r"the deploy lock is held by .* release v2.*celeryops_deploy_takeover=[0-9a-f-]{36}", second.text
+        )
+        assert second.changed == 0
+        assert deploy.process.wait(300) == 0, deploy.text[-3000:]
+    check("v2")
+    window = shop.window(began, time.time())
+    print("wait during the deploy:", window["wait"])
+
+    running = processes(shop)
+    again = shop.play("rolling_deploy", celeryops_release="v2")
+    assert again.changed == 0 and processes(shop) == running
+    assert again.stats["celeryops_deploy"]["unchanged"] == list(HOSTS)
+
+    back = shop.play("rollback", **SURGE)
+    assert back.stats["celeryops_deploy"]["succeeded"] is True
+    assert set(back.stats["celeryops_deploy"]["hosts"]) == set(HOSTS)
+    check("v1")
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("import", r"worker[12], step .*shop_price_list"),
+        (
+            "unknown-task",
+            r"worker1, step 'Judge release, broker and fleet'.*shop.send_receipt, waiting in queue email.dead \(1\)",
+        ),
+        ("crash", r"worker1, step 'Start the instances'.*the price list is missing.*Put back: this host runs .* on v1"),
+        ("canary", r"worker1, step 'Prove with a canary.*the price list is empty.*Put back: this host runs .* on v1"),
+    ],
+)
+def test_bad_release_is_refused(shop: Story, check: Callable[[str], None], bad: str, said: str) -> None:
+    dead = (
+        "import os\nfrom celery import Celery\n"
+        "Celery(broker=os.environ['CELERY_BROKER_URL']).send_task('shop.send_receipt', (1,), queue='email.dead')"
+    )
+    if bad == "unknown-task":
+        subprocess.run([str(shop.venv / "bin/python"), "-c", dead], env=shop.client_environment(), check=True)
+    before = processes(shop)
+    try:
+        # `auto` where the release reaches the hosts: a batch alone must not leave a queue without a consumer.
+        play = shop.play("rolling_deploy", expect=False, celeryops_release=f"v3-{bad}")
+    finally:
+        shop.redis("DEL", "email.dead")
+    failures = play.stats["celeryops_deploy"]["failures"]
+    assert re.search(said, " ".join(failures)), failures
+    check("v1")
+    untouched = {name: pid for name, pid in before.items() if name.endswith("worker2")}
+    assert untouched.items() <= processes(shop).items()
+
+
+def test_killed_in_mid_batch_then_run_again(shop: Story, check: Callable[[str], None]) -> None:
+    with Running(shop, "rolling_deploy", "killed", celeryops_release="v2", **SURGE) as deploy:
+        deploy.reached(r"TASK \[.*Drain the old instances\]")
+        wait_until(lambda: "celery-shop-worker@fast-1@worker1" not in processes(shop), 90, "the old instance stopped")
+        deploy.kill()
+    assert shop.redis("EXISTS", LOCK) == "1"
+    assert "celery-shop-beat@worker1" not in processes(shop)
+    play = shop.play("rolling_deploy", celeryops_release="v2", **SURGE)
+    assert play.stats["celeryops_deploy"]["succeeded"] is True
+    check("v2")
+
+
+def test_frozen_worker_is_named(shop: Story, check: Callable[[str], None]) -> None:
+    """From v2 back to v1; the worker of the second host freezes while the first is rolled."""
+    frozen = processes(shop)["celery-shop-worker@fast-1@worker2"]
+    with Running(shop, "rolling_deploy", "frozen", celeryops_release="v1", **SURGE) as deploy:
+        deploy.reached(r"TASK \[.*Start the new instances\]")
+        shop.ssh("worker2", f"kill -STOP {frozen}")
+        try:
+            began = time.monotonic()
+            assert deploy.process.wait(120) != 0
+            print(f"stopped after {time.monotonic() - began:.0f} s")
+        finally:
+            shop.ssh("worker2", f"kill -CONT {frozen}")
+        assert re.search(r"no answer from shop-fast-1@worker2", deploy.text), deploy.text[-3000:]
+    # The first host is done, the second untouched, beat goes on with the release all workers know.
+    assert releases(shop) == {"worker1": {"v1", "v2"}, "worker2": {"v2"}}
+    assert processes(shop)["celery-shop-worker@fast-1@worker2"] == frozen
+    beat = shop.ssh("worker1", "tr '\\0' ' ' </proc/$(systemctl show -p MainPID --value celery-shop-beat)/cmdline")
+    assert "/releases/v2/" in beat
+    play = shop.play("rolling_deploy", celeryops_release="v1", **SURGE)
+    assert "worker1" in play.stats["celeryops_deploy"]["unchanged"]
+    check("v1")
