@@ -150,7 +150,8 @@ for i = #batch, 1, -1 do
     if not at or sub(raw, at, at + #head - 1) ~= head then return {-1} end
     at = at + #head
     local stop = find(raw, '"', at, true)
-    if not stop or sub(raw, stop, stop + 9) ~= '", "id": "' or sub(raw, stop + 10, stop + 10) == '"' then return {-1} end
+    if not stop or sub(raw, stop, stop + 9) ~= '", "id": "' then return {-1} end
+    if sub(raw, stop + 10, stop + 10) == '"' then return {-1} end
     local name = sub(raw, at, stop - 1)
     hit = judged[name]
     if hit == nil then return {-1} end
