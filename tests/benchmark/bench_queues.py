@@ -213,6 +213,8 @@ def bench_million(client: Any, port: int, directory: str) -> list[dict[str, Any]
     say(f"{MILLION:,} messages of {size} B")
     fill(client, port, "src", MILLION)
 
+    _none, quiet = watched(port, lambda: time.sleep(3))
+
     def ratio(name: str, base: float, what: str, done: dict[str, Any], stall: float, looked: int, how: str) -> None:
         results.append(
             result(
@@ -220,9 +222,11 @@ def bench_million(client: Any, port: int, directory: str) -> list[dict[str, Any]
                 base,
                 looked / done["seconds"],
                 "messages/s",
-                f"{looked:,} messages of {size} B, {what}; worst PING of another client {stall:.1f} ms, peak memory "
+                f"{looked:,} messages of {size} B, {what}; worst PING of another client {stall:.1f} ms "
+                f"({quiet:.1f} with nothing going on), peak memory "
                 f"{done['memory']:.0f} MB; baseline {how}",
                 stall_ms=round(stall, 1),
+                quiet_ms=round(quiet, 1),
                 memory_mb=round(done["memory"], 1),
             )
         )
@@ -248,9 +252,7 @@ def bench_million(client: Any, port: int, directory: str) -> list[dict[str, Any]
         os.unlink(os.path.join(directory, "purge"))
         fill(client, port, "src", SAMPLE)
         done, stall = ours(port, "purge-gzip", "src", os.path.join(directory, "purge"), str(level))
-        what = (
-            f"saved with compress_level {level}: {done['bytes'] / 1e6:.0f} MB of {SAMPLE * size / 1e6:.0f}, alike"
-        )
+        what = f"saved with compress_level {level}: {done['bytes'] / 1e6:.0f} MB of {SAMPLE * size / 1e6:.0f}, alike"
         ratio(f"queue-purge-gzip-{level}", purge_rate, what, done, stall, SAMPLE, "as queue-purge")
     return results
 
