@@ -62,9 +62,8 @@ def measure(story: Story) -> list[dict[str, Any]]:
     drained(story, 60)
     say("stop-all deploy v2 -> v1")
     stop_all = story.play(str(TOP / "tests" / "benchmark" / "stop_all.yml"), celeryops_release="v1")
-    drained(story, 120)
     sent = load.stop()
-    ledger = story.ledger("--wait", "60")
+    ledger = story.ledger("--wait", "180")
     waits = {
         "steady": story.window(steady_from, steady_until)["wait"],
         "rolling": story.window(rolling.began, rolling.ended)["wait"],
