@@ -31,7 +31,7 @@ FOREIGN = re.compile(
             r"deb\." + r"debian\.org",
             r"registry\." + r"npmjs",
             "/wo" + "rk/",
-            r"/ro" + r"ot/\.(?!ssh/)",
+            r"/ro" + r"ot/\.(?!ssh/|ansible/)",
             "/tmp/" + "lab",
         ]
     )

@@ -1,8 +1,8 @@
-#!/usr/bin/env python3
+#!/usr/bin/env python
 # Copyright: (c) 2026, celeryops contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The hosts of the Molecule scenarios, with the example's variables, releases and wheels: scenario_hosts.py up | down"""
+"""Hosts of the Molecule scenarios, with the example's variables, releases and wheels: scenario_hosts.py up | down"""
 
 from __future__ import annotations
 
