@@ -22,6 +22,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -1057,28 +1058,35 @@ class RedisQueues:
         reroute = Rerouter(queue, to)
         counts: Counter[str] = Counter()
         sent: dict[str, int] = {}
-        for step in self.steps:
-            source = self._own(queue, "picked", step)
-            keys = [source, self.key(to, step), self._own(queue, "odd", step)]
-            pace = self._pace(source)
-            sent[str(step)] = 0
-            while True:
-                batch = self.client.lrange(source, -pace.size(), -1)
-                if not batch:
-                    break
-                batch.reverse()
-                good, odd = [], []
-                for raw in batch:
-                    try:
-                        task, rerouted = reroute(raw)
-                        counts[task] += 1
-                        good.append(rerouted)
-                    except BadMessage:
-                        odd.append(raw)
-                self._run(_REROUTE, lock, keys, [len(batch), *_joined(good), *_joined(odd)])
-                sent[str(step)] += len(good)
-                outcome.undecodable += len(odd)
-                pace.seen(batch)
+        with ThreadPoolExecutor(1) as pool:
+            for step in self.steps:
+                source = self._own(queue, "picked", step)
+                keys = [source, self.key(to, step), self._own(queue, "odd", step)]
+                pace = self._pace(source)
+                sent[str(step)] = 0
+                ready: list[Any] = []
+                taken = 0
+                while True:
+                    # Read the next batch, and rewrite it while Redis stores the one before.
+                    batch = self.client.lrange(source, -taken - pace.size(), -taken - 1)
+                    batch.reverse()
+                    running = pool.submit(self._run, _REROUTE, lock, keys, ready) if ready else None
+                    good, odd = [], []
+                    for raw in batch:
+                        try:
+                            task, rerouted = reroute(raw)
+                            counts[task] += 1
+                            good.append(rerouted)
+                        except BadMessage:
+                            odd.append(raw)
+                    if running is not None:
+                        running.result()
+                    if not batch:
+                        break
+                    taken, ready = len(batch), [len(batch), *_joined(good), *_joined(odd)]
+                    sent[str(step)] += len(good)
+                    outcome.undecodable += len(odd)
+                    pace.seen(batch)
         outcome.by_priority, outcome.count, outcome.tasks = sent, sum(sent.values()), dict(counts.most_common())
 
     def _load(self, queue: str, saved: savefile.Saved, path: str, lock: _Lock, outcome: Outcome) -> None:
