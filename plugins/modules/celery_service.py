@@ -348,6 +348,12 @@ class Service:
 
     def run(self) -> dict[str, Any]:
         state, instances = self.module.params["state"], self.module.params["instances"]
+        named_by_application = instances is None and state in ("started", "stopped", "restarted")
+        if named_by_application and not os.path.exists(os.path.join(self.module.params["unit_dir"], self.target)):
+            self.module.fail_json(
+                msg=f"name: no application {self.name} is installed on this host: {self.target} is missing in"
+                f" {self.module.params['unit_dir']}; check the name, or run the role first"
+            )
         if self.beat:
             named = self.known()
         elif instances is None:
