@@ -236,8 +236,9 @@ def test_bad_release_is_refused(shop: Story, check: Callable[[str], None], bad: 
         subprocess.run([str(shop.venv / "bin/python"), "-c", dead], env=shop.client_environment(), check=True)
     before = processes(shop)
     try:
-        # `auto` where the release reaches the hosts: a batch alone must not leave a queue without a consumer.
-        play = shop.play("rolling_deploy", expect=False, celeryops_release=f"v3-{bad}")
+        # The canary is the one that gets far: there without surge instances, for the other host consumes everything.
+        surge = {"celeryops_surge": "auto"} if bad == "canary" else SURGE
+        play = shop.play("rolling_deploy", expect=False, celeryops_release=f"v3-{bad}", **surge)
     finally:
         shop.redis("DEL", "email.dead")
     failures = play.stats["celeryops_deploy"]["failures"]
