@@ -320,9 +320,9 @@ def judge_missing(queues: RedisQueues, found: dict[str, dict[str, Any]], fail: b
     empty = [name for name, row in found.items() if not row["exists"]]
     if not empty:
         return
-    bound = set(queues.bound())
+    declared = queues.declared(empty)
     for name in empty:
-        found[name]["exists"] = name in bound or found[name]["interrupted"]
+        found[name]["exists"] = name in declared or found[name]["interrupted"]
     missing = [name for name in empty if not found[name]["exists"]]
     if missing and fail:
         known = queues.queues()

@@ -142,6 +142,9 @@ def test_queues_are_found_and_unknown_ones_refused(queues: RedisQueues) -> None:
     with pytest.raises(QueueUnknown, match="bound, lists"):
         queues.require("typo")
     assert queues.require("bound")["depth"] == 0
+    queues.client.sadd(f"{prefix}_kombu.binding.own", f"own{SEP}{SEP}own")
+    queues.client.sadd(f"{prefix}_kombu.binding.topics", f"a.#{SEP}^a\\..*{SEP}far")
+    assert queues.declared(["bound", "own", "far", "typo"]) == {"bound", "own", "far"}
 
 
 def test_task_names(queues: RedisQueues) -> None:

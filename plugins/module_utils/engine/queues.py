@@ -439,6 +439,22 @@ class RedisQueues:
             }
         )
 
+    def declared(self, queues: Iterable[str]) -> set[str]:
+        """Which of these queues are declared. Only the others cost a walk over the names of all keys."""
+        names = set(queues)
+        found: set[str] = set()
+        if not names:
+            return found
+        pipe = self.client.pipeline(transaction=False)
+        for exchange in sorted(names | {"celery"}):  # what Celery calls the exchange of a queue, and its default one
+            pipe.smembers(f"{self.key_prefix}_kombu.binding.{exchange}")
+        for members in pipe.execute(raise_on_error=False):
+            if isinstance(members, (set, list)):
+                found |= {_text(member).rpartition(self.sep)[2] for member in members}
+        if names - found:
+            found |= set(self.bound())
+        return names & found
+
     def queues(self) -> list[str]:
         """Every queue that is declared or has messages. Walks the names of all keys."""
         names = set(self.bound())
@@ -472,8 +488,7 @@ class RedisQueues:
         row = self.depth([queue])[queue]
         if row["exists"] or row["interrupted"]:
             return row
-        bound = self.bound()
-        if queue not in bound:
+        if not self.declared([queue]):
             known = self.queues()
             names = ", ".join(known[:30]) + (", ..." if len(known) > 30 else "")
             raise QueueUnknown(
