@@ -45,7 +45,8 @@ options:
     description: The queue to move to. It must be declared or hold messages, unless O(create) is set.
     type: str
   create:
-    description: Let O(to) be a queue, or O(queue) for V(imported), that nothing has declared yet.
+    description:
+      - Let O(to) be a queue that nothing has declared yet, or O(queue) for V(imported) of a file of another queue.
     type: bool
     default: false
   path:
@@ -59,7 +60,7 @@ options:
     type: bool
     default: true
   overwrite:
-    description: Replace the file O(path).
+    description: Replace the file O(path). Without it a file that exists is refused when there is something to save.
     type: bool
     default: false
   compress_level:
@@ -72,6 +73,7 @@ options:
   filter:
     description:
       - Which messages; each given condition must hold. Required for V(dropped).
+      - An empty condition is refused, so that an empty list in a variable never selects everything.
       - The other messages keep their order and are behind what workers gave back meanwhile. While the queue is sorted
         its messages are aside and workers only see what arrives.
     type: dict
@@ -277,6 +279,11 @@ def check(params: dict[str, Any], wanted: Selection) -> None:
         raise PreconditionFailed(
             f"filter: has no meaning with state {state}." + (" Use state: dropped." if state == "purged" else "")
         )
+    for name, value in (params["filter"] or {}).items():
+        if isinstance(value, list) and not all(value or [""]):
+            raise PreconditionFailed(f"filter.{name}: is empty or names nothing. Leave it out if it is no condition.")
+    if params["filter"] is not None and not wanted and state != "dropped":
+        raise PreconditionFailed("filter: holds no condition. Give tasks, ids or older_than, or leave filter out.")
     if state == "dropped" and not wanted:
         raise PreconditionFailed("filter: give tasks, ids or older_than; to remove all messages use state: purged.")
     if params["path"] is None and (state in ("exported", "imported") or (state in REMOVES and params["save"])):
@@ -310,7 +317,8 @@ def forecast(queues: RedisQueues, params: dict[str, Any], wanted: Selection) -> 
             outcome.count, outcome.by_priority = saved.count, saved.messages
         return outcome
     if path is not None:
-        savefile.check_target(path, params["overwrite"])
+        again = state in REMOVES and not queues.has_any(queue, wanted)
+        savefile.check_target(path, params["overwrite"] or again)
     pending = queues.interrupted(queue)
     if pending is not None:
         outcome.recovered = {**pending, "action": "pending"}
@@ -348,8 +356,8 @@ def change(module: CeleryModule) -> dict[str, Any]:
         queues = RedisQueues.of(broker, params["batch_size"])
         if state != "imported":
             queues.require(queue)
-        elif not params["create"]:
-            savefile.read_header(params["path"])
+        elif not params["create"] and savefile.read_header(params["path"])["queue"] != queue:
+            # The queue that the file was saved from needs no other proof that its name is right.
             known(queues, queue, "queue")
         if to is not None and not params["create"]:
             known(queues, to, "to")
@@ -382,7 +390,8 @@ def depths(queues: RedisQueues, names: dict[str, str]) -> dict[str, int]:
 
 def report(outcome: Outcome, before: dict[str, int], after: dict[str, int]) -> dict[str, Any]:
     result: dict[str, Any] = {
-        "changed": outcome.count > 0 or outcome.recovered is not None,
+        # An export writes its file even if the queue is empty.
+        "changed": outcome.count > 0 or outcome.operation == "exported" or outcome.recovered is not None,
         "count": outcome.count,
         "by_priority": outcome.by_priority,
         "undecodable": outcome.undecodable,

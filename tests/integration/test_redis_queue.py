@@ -102,11 +102,13 @@ def test_purge_check_run_again_and_back(
     assert planned["changed"] and planned["count"] == 30 and planned["tasks"] == {"lab.add": 15, "lab.sleep": 15}
     assert planned["before"] == {"queue": 30} and planned["after"] == {"queue": 0}
     assert waiting(broker, "orders") == order and not os.path.exists(path)
-    purged, gone, back, twice = ansible.play(
+    purged, again, copied, gone, back, twice = ansible.play(
         [
             purge,
+            purge,
+            act(queue="orders", state="exported", path=str(tmp_path / "empty")),
             info(queues=["orders"]),
-            act(queue="orders", state="imported", path=path, create=True),
+            act(queue="orders", state="imported", path=path),
             act(queue="orders", state="imported", path=path),
         ],
         defaults=defaults,
@@ -114,7 +116,8 @@ def test_purge_check_run_again_and_back(
     for key in ("changed", "count", "before", "after"):
         assert purged[key] == planned[key]
     assert purged["saved"]["path"] == path and os.stat(path).st_mode & 0o777 == 0o600
-    assert gone["total"] == 0
+    assert not again["changed"] and again["count"] == 0 and gone["total"] == 0
+    assert copied["changed"] and copied["count"] == 0 and (tmp_path / "empty").exists()
     assert back["changed"] and back["count"] == 30 and back["after"] == {"queue": 30}
     assert not twice["changed"] and twice["already_imported"].endswith("into orders")
     assert waiting(broker, "orders") == order
@@ -152,6 +155,13 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"state": "purged", "confirm": "orders", "path": "/nowhere/x"}, "precondition", "/nowhere does not exist"),
     ({"state": "purged", "confirm": "orders", "save": False, "filter": {"ids": ["a"]}}, "precondition", "dropped"),
     ({"state": "dropped", "confirm": "orders", "save": False}, "precondition", "filter: "),
+    ({"state": "moved", "to": "slow", "create": True, "filter": {"ids": []}}, "precondition", "filter.ids: "),
+    (
+        {"state": "moved", "to": "slow", "create": True, "filter": {"tasks": ["lab.add"], "ids": []}},
+        "precondition",
+        "filter.ids: ",
+    ),
+    ({"state": "moved", "to": "slow", "create": True, "filter": {}}, "precondition", "filter: "),
     ({"state": "moved"}, "precondition", "to: "),
     ({"state": "moved", "to": "orders"}, "precondition", "another queue"),
     ({"state": "moved", "to": "typo"}, "queue_unknown", "create: true"),

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import redis
 
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine import queues as queues_module
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import savefile
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
     LockHeld,
@@ -201,6 +202,62 @@ def test_purge_without_save_and_of_nothing(queues: RedisQueues, tmp_path: Path) 
     path = tmp_path / "save"
     assert queues.purge("src", str(path)).count == 0
     assert not path.exists()
+
+
+def test_again_with_the_same_file_and_nothing_left(queues: RedisQueues, tmp_path: Path) -> None:
+    before = sample(queues)
+    path = tmp_path / "save"
+    assert queues.drop("src", Selection(tasks=("b",)), str(path)).count > 0
+    saved = path.read_bytes()
+    assert queues.drop("src", Selection(tasks=("b",)), str(path)).count == 0
+    with pytest.raises(PreconditionFailed, match="exists"):
+        queues.purge("src", str(path))
+    assert 0 < len(content(queues, "src", 0)) < len(before[0]) + 1
+    queues.purge("src")
+    assert queues.purge("src", str(path)).count == 0
+    assert path.read_bytes() == saved and own_keys(queues) == []
+
+
+def test_a_slow_disk_does_not_lose_the_lock(
+    queues: RedisQueues, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Syncing and reading back may take longer than a lock lives."""
+    sample(queues)
+    monkeypatch.setattr(queues_module, "LOCK_TTL", 1)
+    finish = savefile.Writer.finish
+
+    def slow(writer: savefile.Writer) -> savefile.Saved:
+        time.sleep(1.5)
+        return finish(writer)
+
+    monkeypatch.setattr(savefile.Writer, "finish", slow)
+    assert queues.purge("src", str(tmp_path / "save")).count == 202
+    assert queues.client.dbsize() == 0
+
+
+def test_messages_aside_without_a_record_are_not_overwritten(queues: RedisQueues) -> None:
+    before = sample(queues)
+    aside = f"{queues.key_prefix}celeryops:queue:src:picked:0"
+    queues.client.lpush(aside, "left")
+    with pytest.raises(PreconditionFailed, match="holds messages"):
+        queues.purge("src")
+    assert queues.client.lrange(aside, 0, -1) == [b"left"] and content(queues, "src", 0) == before[0]
+
+
+def test_looking_leaves_the_lock_of_a_dead_run(queues: RedisQueues) -> None:
+    """A look writes nothing; the next operation removes that lock."""
+    sample(queues)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    lock = f"{queues.key_prefix}celeryops:queue:src:lock"
+    value = json.dumps({"token": "t", **queues_module._process(dead.pid), "begun": "1"})
+    queues.client.set(lock, value)
+    queues.client.hset(lock.replace(":lock", ":record"), mapping={"id": "i", "operation": "moved", "phase": "aside",
+                       "host": "h", "started": "s", "path": "", "to": ""})  # fmt: skip
+    found = queues.interrupted("src")
+    assert found is not None and not found["running"] and queues.client.get(lock) == value.encode()
+    outcome = queues.purge("src")
+    assert outcome.count == 202 and outcome.recovered is not None and own_keys(queues) == []
 
 
 def test_purge_with_limit_takes_the_next_to_be_consumed(queues: RedisQueues, tmp_path: Path) -> None:

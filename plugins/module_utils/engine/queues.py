@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections import Counter
@@ -76,6 +77,9 @@ if redis.call('EXISTS', KEYS[2]) == 1 then return redis.error_reply('CELERYOPS r
 for i = 3, #KEYS, 2 do
   local kind = redis.call('TYPE', KEYS[i]).ok
   if kind ~= 'list' and kind ~= 'none' then return redis.error_reply('CELERYOPS foreign type') end
+  if redis.call('EXISTS', KEYS[i + 1]) == 1 then
+    return redis.error_reply('CELERYOPS ' .. KEYS[i + 1] .. ' holds messages and no record tells of which operation')
+  end
 end
 for i = 3, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 local counts = {}
@@ -526,6 +530,12 @@ class RedisQueues:
         found.tasks = dict(counts.most_common())
         return found
 
+    def has_any(self, queue: str, selection: Selection) -> bool:
+        """Whether a queue holds a message, or one of those selected."""
+        if not selection:
+            return bool(self.depth([queue])[queue]["depth"])
+        return self.task_names(queue, selection, limit=1).count > 0
+
     def oldest(self, queues: Iterable[str]) -> dict[str, dict[str, Any] | None]:
         """Of each queue the message that waits longest among the ends of its priority lists."""
         names = list(queues)
@@ -806,7 +816,8 @@ class RedisQueues:
                     for batch in self._from_back(self.key(queue, step)):
                         writer.add(self._wanted(batch, wanted, now, outcome) if wanted else batch)
                         self._keep(lock)
-                saved = writer.finish()
+                with self._kept(lock):
+                    saved = writer.finish()
                 writer.place()
             except BaseException:
                 writer.discard()
@@ -901,7 +912,10 @@ class RedisQueues:
                 for name in ("count", "by_priority", "save_id", "sha256", "path"):
                     setattr(outcome, name, recovered[name])
                 return outcome
-            if path is not None:
+            if path is not None and not overwrite and os.path.lexists(path):
+                if not self.has_any(queue, selection):
+                    outcome.by_priority = dict.fromkeys(map(str, self.steps), 0)
+                    return outcome
                 savefile.check_target(path, overwrite)
             with self._aside(queue, lock, operation, selection, limit, outcome, path=path or "") as identity:
                 if path is not None and outcome.count:
@@ -963,6 +977,10 @@ class RedisQueues:
                 return
             if recovered["action"] == "finished":
                 text = f"The file {recovered['path']} is complete, and its messages have left the queue."
+                if recovered["operation"] == "imported":
+                    text = "The import is complete all the same: run again to see it, the file is not loaded twice."
+            elif recovered["action"] == "undone":
+                text = f"{queue} is as it was before."
             else:
                 text = f"All {recovered['count']} messages are back in {queue}."
         if isinstance(error, CeleryOpsError):
@@ -1053,7 +1071,8 @@ class RedisQueues:
                 for batch in self._from_front(self._own(queue, "picked", step)):
                     writer.add(batch)
                     self._keep(lock)
-            saved = writer.finish()
+            with self._kept(lock):
+                saved = writer.finish()
             if saved.messages != outcome.by_priority:
                 raise PreconditionFailed(f"path: {path} has other counts than the queue. Nothing was removed.")
             self._note(queue, lock, phase="placing")
@@ -1237,7 +1256,7 @@ class RedisQueues:
         value = json.dumps({"token": uuid.uuid4().hex, **_process(os.getpid())}, sort_keys=True)
         key = self._own(queue, "lock")
         if not self.client.set(key, value, nx=True, px=LOCK_TTL * 1000):
-            holder = self._lock_holder(queue)
+            holder = self._lock_holder(queue, clear=True)
             if holder is not None:
                 raise LockHeld(
                     f"queue: another run works on {queue} (host {holder.get('host')}, process {holder.get('pid')}). "
@@ -1252,8 +1271,8 @@ class RedisQueues:
             with contextlib.suppress(Exception):
                 self._script(_RELEASE)(keys=[key], args=[value])
 
-    def _lock_holder(self, queue: str) -> dict[str, Any] | None:
-        """Who holds the lock; a holder that is known to be dead is removed."""
+    def _lock_holder(self, queue: str, *, clear: bool = False) -> dict[str, Any] | None:
+        """Who holds the lock, unless it is known to be dead; `clear` removes the lock of the dead."""
         key = self._own(queue, "lock")
         raw = self.client.get(key)
         if raw is None:
@@ -1261,9 +1280,29 @@ class RedisQueues:
         holder: dict[str, Any] = json.loads(raw)
         alive = _process(int(holder["pid"]))
         if holder["space"] == alive["space"] and holder["begun"] != alive["begun"]:
-            self._script(_RELEASE)(keys=[key], args=[raw])
+            if clear:
+                self._script(_RELEASE)(keys=[key], args=[raw])
             return None
         return {"host": holder["host"], "pid": holder["pid"]}
+
+    @contextlib.contextmanager
+    def _kept(self, lock: _Lock) -> Iterator[None]:
+        """Keep the lock alive while a large file is synced and read back, which can take minutes on a slow disk."""
+        over = threading.Event()
+
+        def keep() -> None:
+            # A failure shows in the next step, which checks the lock itself.
+            with contextlib.suppress(Exception):
+                while not over.wait(LOCK_TTL / 6):
+                    self._run(_KEEP, lock, [], [])
+
+        thread = threading.Thread(target=keep, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def _keep(self, lock: _Lock) -> None:
         """Keep the lock alive while only a file is written."""
