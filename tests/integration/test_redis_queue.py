@@ -238,3 +238,23 @@ def test_moved_message_goes_back_to_its_new_queue(
         assert held["unacked"]["count"] == 1 and held["unacked"]["messages"][0]["id"] == "later"
         assert held["queues"]["slow"]["unacked_tasks"] == {"lab.add": 1}
     assert waiting(broker, "slow") == ["later"] and waiting(broker, "orders") == []
+
+
+def test_the_password_is_nowhere(ansible: Ansible, tmp_path: Path) -> None:
+    secret = "s3cret-of-queues"
+    with RedisServer(password=secret) as server:
+        send(server, 0, 4, "orders")
+        results = ansible.play(
+            [
+                info(task_names=True, unacked=True, peek={"queue": "orders"}),
+                act(queue="orders", state="purged", confirm="orders", path=str(tmp_path / "orders.queue")),
+                act(queue="typo", state="exported", path=str(tmp_path / "typo.queue")),
+                info(queues=["orders"], broker_url=server.url().replace(secret, f"{secret}-wrong")),
+            ],
+            defaults={"broker_url": server.url(), "virtualenv": str(celery_venv())},
+            verbosity=3,
+        )
+    assert results[0]["total"] == results[1]["count"] == 4 and results[2]["failed"]
+    assert results[3]["category"] == "authentication"
+    assert secret not in ansible.output and secret not in json.dumps(results)
+    assert secret not in (tmp_path / "orders.queue").read_text()
