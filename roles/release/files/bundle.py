@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Iterator
 
 LEFT_OUT = {".git", ".hg", ".svn", ".venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
-Member = tuple[str, int, bytes]  # path, mode, content ("" content with mode 0o120000: a link)
+Member = tuple[str, int, bytes]  # path, mode, content
 
 
 def stop(message: str) -> None:
@@ -29,15 +29,13 @@ def stop(message: str) -> None:
 
 
 def from_directory(top: str, prefix: str = "") -> Iterator[Member]:
+    paths: list[str] = []
     for folder, subfolders, files in os.walk(top):
-        subfolders[:] = sorted(name for name in subfolders if name not in LEFT_OUT and not name.endswith(".egg-info"))
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            if name.endswith(".pyc") or not os.path.isfile(path):
-                continue
-            with open(path, "rb") as handle:
-                mode = 0o755 if os.access(path, os.X_OK) else 0o644
-                yield prefix + os.path.relpath(path, top), mode, handle.read()
+        subfolders[:] = [name for name in subfolders if name not in LEFT_OUT and not name.endswith(".egg-info")]
+        paths.extend(os.path.join(folder, name) for name in files if not name.endswith(".pyc"))
+    for name, path in sorted((os.path.relpath(path, top), path) for path in paths if os.path.isfile(path)):
+        with open(path, "rb") as handle:
+            yield prefix + name, 0o755 if os.access(path, os.X_OK) else 0o644, handle.read()
 
 
 def from_archive(path: str) -> Iterator[Member]:
