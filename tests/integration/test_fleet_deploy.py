@@ -140,7 +140,8 @@ def check(shop: Story, whole: dict[str, list[str]], load: Background) -> Callabl
                 shop.ssh(host, "ls -d /run/celeryops-shop.* /etc/celeryops/shop/*surge* 2>/dev/null", check=False) == ""
             )
         assert shop.redis("EXISTS", LOCK) == "0"
-        ledger = shop.ledger("--grace", "60")
+        # What is late is counted at the end; here only what is certain.
+        ledger = shop.ledger("--grace", "600")
         assert ledger["run_twice"] == [] and ledger["lost"] == []
 
     return check
