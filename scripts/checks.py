@@ -140,6 +140,8 @@ def main(arguments: list[str]) -> int:
         raise Stopped
 
     signal.signal(signal.SIGTERM, terminated)
+    # A shell's background job ignores the interrupt, and so would every step.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     jobs = max(1, min(2, os.cpu_count() or 1))
     begin = time.monotonic()
     failed: list[str] = []
