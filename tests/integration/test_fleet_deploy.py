@@ -79,7 +79,7 @@ def releases(story: Story) -> dict[str, set[str]]:
     code = (
         "basename $(readlink /srv/shop/current); "
         "for pid in $(systemctl show -p MainPID --value 'celery-shop-*.service'); do "
-        "[ $pid = 0 ] || tr '\\0' ' ' </proc/$pid/cmdline | sed 's|.*/releases/\\([^/]*\\)/venv/.*|\\1|'; done"
+        "[ $pid = 0 ] || tr '\\0' ' ' </proc/$pid/cmdline | sed 's|.*/releases/\\([^/]*\\)/venv/.*|\\1|'; echo; done"
     )
     return {host: set(story.ssh(host, code).split()) for host in HOSTS}
 
@@ -200,7 +200,7 @@ def test_deploy_and_back(shop: Story, check: Callable[[str], None]) -> None:
             r"the deploy lock is held by .*release v2.*celeryops_deploy_takeover=[0-9a-f-]{36}", second.text
         )
         assert second.changed == 0
-        assert deploy.process.wait(300) == 0, deploy.text[-3000:]
+        assert deploy.process.wait(600) == 0, deploy.text[-3000:]
     check("v2")
     window = shop.window(began, time.time())
     print("wait during the deploy:", window["wait"])
@@ -269,7 +269,7 @@ def test_frozen_worker_is_named(shop: Story, check: Callable[[str], None]) -> No
         shop.ssh("worker2", f"kill -STOP {frozen}")
         try:
             began = time.monotonic()
-            assert deploy.process.wait(120) != 0
+            assert deploy.process.wait(240) != 0
             print(f"stopped after {time.monotonic() - began:.0f} s")
         finally:
             shop.ssh("worker2", f"kill -CONT {frozen}")
