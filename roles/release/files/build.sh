@@ -72,10 +72,13 @@ fi
 case $SOURCE_TYPE in
 git)
     command -v git >/dev/null || fail "git is not installed on this host (apt-get install git)"
-    chown "$APP_USER:$APP_GROUP" "$work"
     logged "fetching $SOURCE_VERSION" low git init -q --bare "$work/repo"
-    logged "fetching $SOURCE_VERSION" low git -C "$work/repo" fetch -q --depth 1 -- "$SOURCE_URL" "$SOURCE_VERSION"
-    git -C "$work/repo" archive FETCH_HEAD | tar -xf - --no-same-owner -C "$dir/src"
+    # The one commit if the server gives it, else everything that it names.
+    low git -C "$work/repo" fetch -q --depth 1 -- "$SOURCE_URL" "$SOURCE_VERSION" >/dev/null 2>&1 ||
+        logged "fetching $SOURCE_VERSION" low git -C "$work/repo" fetch -q -- "$SOURCE_URL" '+refs/*:refs/*'
+    git -C "$work/repo" rev-parse -q --verify "$SOURCE_VERSION^{commit}" >/dev/null 2>&1 ||
+        fail "celeryops_release_src_version: the repository has no $SOURCE_VERSION"
+    git -C "$work/repo" archive "$SOURCE_VERSION" | tar -xf - --no-same-owner -C "$dir/src"
     ;;
 *) tar -xf "$INCOMING/source-$SOURCE_DIGEST.tar" --no-same-owner -C "$dir/src" ;;
 esac
