@@ -153,6 +153,7 @@ def main(arguments: list[str]) -> int:
         say("stopped; nothing is left running")
         return 130
     seconds = time.monotonic() - begin
+    (LOGS / "failed").write_text(" ".join(failed))
     if failed:
         say(f"{arguments[0]}: FAILED: {', '.join(failed)} ({seconds:.0f} s; logs in tests/output/log)")
         return 1
