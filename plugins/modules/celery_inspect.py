@@ -23,13 +23,14 @@ options:
   commands:
     description:
       - Inspect commands to send.
-      - V(celeryops_release) is answered by workers started with C(--include celeryops.worker).
+      - V(celeryops_ledger) and V(celeryops_release) are answered by workers started with C(--include celeryops.worker).
       - V(memsample) and V(memdump) need C(psutil) beside the worker.
     type: list
     elements: str
     choices:
       - active
       - active_queues
+      - celeryops_ledger
       - celeryops_release
       - clock
       - conf
@@ -257,6 +258,7 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.fleet imp
 COMMANDS = (
     "active",
     "active_queues",
+    "celeryops_ledger",
     "celeryops_release",
     "clock",
     "conf",

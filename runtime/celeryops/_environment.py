@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-PARTS = ("notify", "watchdog", "release", "stamp", "canary")
+PARTS = ("notify", "watchdog", "release", "stamp", "canary", "ledger")
 
 
 def disabled() -> frozenset[str]:

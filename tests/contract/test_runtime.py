@@ -23,7 +23,7 @@ import celery
 import pytest
 
 from celeryops import __version__
-from celeryops.engine import tasks
+from celeryops.engine import ledger, tasks
 from celeryops.engine.connection import Broker, BrokerSpec
 from celeryops.engine.control import Control, Request
 from support import TESTS, RedisServer, Worker, wait_until, workers
@@ -197,7 +197,7 @@ def test_parts_that_are_off_or_broken(broker: RedisServer, systemds: Any, tmp_pa
     (tmp_path / "labbroken.py").write_text(
         "import sys\nsys.modules['celeryops.engine.tasks'] = None\nfrom labapp import app\n"
     )
-    everything = {"CELERYOPS_DISABLE": "notify, watchdog,release,stamp,canary,typo", **off.environment(4)}
+    everything = {"CELERYOPS_DISABLE": "notify, watchdog,release,stamp,canary,ledger,typo", **off.environment(4)}
     two = {"CELERYOPS_DISABLE": "notify,canary", "CELERYOPS_RELEASE": "v1", **some.environment(4)}
     broken = {"PYTHONPATH": str(tmp_path), "CELERYOPS_RELEASE": "v1"}
     url = broker.url()
@@ -218,6 +218,46 @@ def test_parts_that_are_off_or_broken(broker: RedisServer, systemds: Any, tmp_pa
         assert "CELERYOPS_DISABLE names 'typo'" in fleet[0].log.read_text()
         assert "part 'canary' did not load" in fleet[2].log.read_text()
     assert off.messages == []
+
+
+def test_ledger(broker: RedisServer) -> None:
+    pools = ("prefork", "solo", "threads")
+    program = (
+        "import sys, celeryops.stamp\nfrom labapp import app\n"
+        "for queue in sys.argv[1:]:\n"
+        "    for n in range(30): app.send_task('lab.add', (n, n), queue=queue)\n"
+        "    for n in range(5): app.send_task('lab.fail', queue=queue)\n"
+        "    app.send_task('lab.add', (1, 1), queue=queue, countdown=1.5)\n"
+    )
+    fleet = [Worker(broker.url(), f"{pool}@lab", queues=pool, pool=pool, arguments=RUNTIME) for pool in pools]
+    with workers(*fleet):
+        before = ask(broker.url(), "celeryops_ledger")
+        assert {(r["begun"], r["ended"]) for r in before.values()} == {(0, 0)}
+        environment = {**os.environ, "CELERY_BROKER_URL": broker.url()}
+        subprocess.run([sys.executable, "-c", program, *pools], cwd=TESTS, check=True, env=environment)
+        canary(broker, "prefork", run="lab.add", args=[2, 3])
+
+        def told() -> dict[str, Any]:
+            return ask(broker.url(), "celeryops_ledger")
+
+        wait_until(lambda: [r["ended"] for r in told().values()] == [36] * 3, 20, "36 tasks in each pool")
+        for reply in told().values():
+            assert (reply["begun"], sum(reply["waits"].values())) == (36, 36), "the canary is not counted"
+        found = ledger.account(before, [], told())
+        assert (found.ended, found.cut_off, found.uncounted) == (108, 0, [])
+        # What is counted begins with the ETA, not with the publishing 1.5 s before it.
+        assert found.wait_p50_ms is not None and found.wait_worst_ms is not None
+        assert 1 <= found.wait_p50_ms <= found.wait_worst_ms < 1500
+        # A pool process that dies takes its task with it; the counters stay, and its successor counts on.
+        send(broker.url(), "lab.sleep", "prefork", 60)
+        running = wait_until(lambda: ask(broker.url(), "active")["prefork@lab"], 10, "the long task")
+        os.kill(running[0]["worker_pid"], signal.SIGKILL)
+        wait_until(lambda: not ask(broker.url(), "active")["prefork@lab"], 20, "its end")
+        for n in range(4):
+            send(broker.url(), "lab.add", "prefork", n, n)
+        wait_until(lambda: told()["prefork@lab"]["ended"] == 40, 20, "four more tasks")
+        last = told()
+        assert ledger.account(before, [{"prefork@lab": last.pop("prefork@lab")}], last).cut_off == 1
 
 
 def test_stamp(broker: RedisServer) -> None:

@@ -213,6 +213,11 @@ def test_deploy_and_back(shop: Story, check: Callable[[str], None]) -> None:
     back = shop.play("rollback", **SURGE)
     assert back.stats["celeryops_deploy"]["succeeded"] is True
     assert set(back.stats["celeryops_deploy"]["hosts"]) == set(HOSTS)
+    told = back.stats["celeryops_deploy"]["tasks"]
+    window = shop.window(back.began, back.ended)
+    print("wait during the rollback:", window["wait"], "as the workers tell it:", told)
+    assert (told["cut_off"], told["uncounted"]) == (0, [])
+    assert told["begun"] > RATE * back.seconds / 2
     check("v1")
 
 
