@@ -78,7 +78,9 @@ tasks:
       description: Tasks whose time in the queue is known, by the header C(celeryops_published).
       type: int
     wait_p50_ms:
-      description: Half of them waited at most so many milliseconds, from publishing or their ETA to their begin; 19 % exact.
+      description:
+        - Half of them waited at most so many milliseconds, from their publishing (or ETA) to their begin.
+        - At most 19 % too high.
       type: float
     wait_p99_ms:
       description: The same for 99 of 100.
@@ -90,7 +92,15 @@ tasks:
       description: Workers whose figures are not in the sums - they keep no ledger, or ended with it.
       type: list
       elements: str
-  sample: {begun: 6651, ended: 6649, cut_off: 0, wait_tasks: 6651, wait_p50_ms: 4.0, wait_p99_ms: 19.0, wait_worst_ms: 1450.0, uncounted: []}
+  sample:
+    begun: 6651
+    ended: 6649
+    cut_off: 0
+    wait_tasks: 6651
+    wait_p50_ms: 4.0
+    wait_p99_ms: 19.0
+    wait_worst_ms: 1450.0
+    uncounted: []
 """
 
 from typing import Any

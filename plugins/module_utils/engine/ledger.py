@@ -4,8 +4,9 @@
 
 """What workers counted, as their inspect command celeryops_ledger tells it, and what happened between two looks.
 
-A reply is {"pid", "since", "begun", "ended", "waits": {bucket: tasks}}: counted since the worker started. Bucket b holds
-the tasks that waited at most `bound(b)` ms, from their publishing (or their ETA, if later) until a process began them.
+A reply is {"pid", "since", "begun", "ended", "waits": {bucket: tasks}}: counted since the worker started. Bucket b
+holds the tasks that waited at most `bound(b)` ms, from their publishing (or their ETA, if later) until a process
+began them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def quantile(waits: Mapping[int, int], share: float) -> float | None:
 
 @dataclass
 class Account:
-    """`cut_off`: begun and not ended in workers that had been drained. `uncounted`: nodes whose figures are lost or not kept."""
+    """`cut_off`: begun and not ended in workers that had been drained. `uncounted`: nodes whose figures are lost."""
 
     begun: int = 0
     ended: int = 0
