@@ -4,16 +4,20 @@
 
 from __future__ import annotations
 
-
-class ModuleDocFragment:
-    DOCUMENTATION = r"""
-options: {}
-attributes:
+_ACTION_GROUP = """
   action_group:
     description: Use C(group/celeryops.runbook.celeryops) in C(module_defaults) to set the connection once.
     support: full
     membership:
       - celeryops.runbook.celeryops
+"""
+
+
+class ModuleDocFragment:
+    # Modules without a connection.
+    HOST = r"""
+options: {}
+attributes:
   check_mode:
     description: Says what would change without changing it.
     support: full
@@ -22,14 +26,9 @@ attributes:
     support: full
 """
 
-    INFO = r"""
+    HOST_INFO = r"""
 options: {}
 attributes:
-  action_group:
-    description: Use C(group/celeryops.runbook.celeryops) in C(module_defaults) to set the connection once.
-    support: full
-    membership:
-      - celeryops.runbook.celeryops
   check_mode:
     description: Never changes anything, so it does the same in check mode.
     support: full
@@ -37,3 +36,6 @@ attributes:
     description: Returns what has changed or would change.
     support: N/A
 """
+
+    DOCUMENTATION = HOST + _ACTION_GROUP
+    INFO = HOST_INFO + _ACTION_GROUP

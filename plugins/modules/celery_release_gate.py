@@ -185,7 +185,7 @@ class Gate:
             if queue in names:
                 for task, count in counts.items():
                     self.compare(task, f"held by workers, from queue {queue} ({count})", tasks)
-        consumed = {queue for node in fleet.nodes.values() for queue in consumed_queues(node)}
+        consumed = {queue for node in fleet.nodes.values() for queue in consumed_queues(node.replies)}
         consumed |= set(self.params["queues"])
         for entry, item in sorted(release["schedule"].items()):
             self.compare(item["task"], f"schedule entry {entry}", tasks)
@@ -215,7 +215,7 @@ def gate(module: CeleryModule) -> dict[str, Any]:
         "problems": judged.problems,
         "unknown_tasks": judged.unknown,
         "waiting": judged.waiting,
-        "nodes": {name: consumed_queues(fleet.nodes[name]) for name in fleet.workers},
+        "nodes": {name: consumed_queues(fleet.nodes[name].replies) for name in fleet.workers},
     }
     if judged.problems:
         raise PreconditionFailed("; ".join(judged.problems) + ".", **result)

@@ -259,13 +259,13 @@ def judge(
     if settling and (idle_for is None or idle_for < IDLE_SECONDS):
         unmet.append(Unmet(SETTLING, f"idle, but not yet for {IDLE_SECONDS} s"))
     for queue in conditions.queues_consumed:
-        if not any(queue in consumed_queues(node) for node in fleet.nodes.values()):
+        if not any(queue in consumed_queues(node.replies) for node in fleet.nodes.values()):
             unmet.append(Unmet("queues_consumed", f"no node consumes {queue}"))
     return unmet
 
 
-def consumed_queues(node: Node) -> list[str]:
-    return [str(queue.get("name")) for queue in node.replies.get("active_queues") or () if isinstance(queue, dict)]
+def consumed_queues(replies: Mapping[str, Any]) -> list[str]:
+    return [str(queue.get("name")) for queue in replies.get("active_queues") or () if isinstance(queue, dict)]
 
 
 def _judge_node(node: Node, name: str, conditions: Conditions) -> list[Unmet]:
@@ -285,7 +285,7 @@ def _judge_node(node: Node, name: str, conditions: Conditions) -> list[Unmet]:
     if conditions.consumes or conditions.not_consumes:
         label = "consumes" if conditions.consumes else "not_consumes"
         if not failed("active_queues", label):
-            queues = consumed_queues(node)
+            queues = consumed_queues(node.replies)
             lacking = [queue for queue in conditions.consumes if queue not in queues]
             if lacking:
                 unmet.append(Unmet("consumes", f"does not consume {', '.join(lacking)}", name))
