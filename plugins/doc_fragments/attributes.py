@@ -4,18 +4,7 @@
 
 from __future__ import annotations
 
-_ACTION_GROUP = """
-  action_group:
-    description: Use C(group/celeryops.runbook.celeryops) in C(module_defaults) to set the connection once.
-    support: full
-    membership:
-      - celeryops.runbook.celeryops
-"""
-
-
-class ModuleDocFragment:
-    # Modules without a connection.
-    HOST = r"""
+_CHANGES = """
 options: {}
 attributes:
   check_mode:
@@ -26,7 +15,7 @@ attributes:
     support: full
 """
 
-    HOST_INFO = r"""
+_READS = """
 options: {}
 attributes:
   check_mode:
@@ -37,5 +26,24 @@ attributes:
     support: N/A
 """
 
-    DOCUMENTATION = HOST + _ACTION_GROUP
-    INFO = HOST_INFO + _ACTION_GROUP
+_ACTION_GROUP = """
+  action_group:
+    description: Use C(group/celeryops.runbook.celeryops) in C(module_defaults) to set the connection once.
+    support: full
+    membership:
+      - celeryops.runbook.celeryops
+"""
+
+_IDEMPOTENT = """
+  idempotent:
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+    support: full
+"""
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = _CHANGES + _ACTION_GROUP
+    INFO = _READS + _ACTION_GROUP
+    # Modules that act on the host and take no connection.
+    HOST = _CHANGES + _IDEMPOTENT
+    HOST_INFO = _READS + _IDEMPOTENT

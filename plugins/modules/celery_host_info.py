@@ -15,11 +15,10 @@ description:
   - Reads the systemd units of the worker instances and of beat, the memory of each with all its children, and every
     beat process of the application, whether a unit runs it or not.
   - Needs no broker and no Celery, so it works where both are broken.
+extends_documentation_fragment:
+  - celeryops.runbook.application
+  - celeryops.runbook.attributes.host_info
 options:
-  name:
-    description: The application's name in units and directories, the variable C(celeryops_app_name).
-    type: str
-    required: true
   app:
     description:
       - The application as Celery's C(-A) takes it. A beat that was started by hand is known by it.
@@ -28,21 +27,6 @@ options:
   root:
     description: The directory of the releases. Default C(/srv/NAME).
     type: path
-  config_dir:
-    description: The directory of the worker role's environment files. Default C(/etc/celeryops/NAME).
-    type: path
-attributes:
-  check_mode:
-    description: Can run in check mode and return changed status without modifying the host.
-    support: full
-  diff_mode:
-    description: Will return details on what has changed, when in diff mode.
-    support: N/A
-    details:
-      - The module changes nothing.
-  idempotent:
-    description: When run twice in a row with the same arguments, the second run changes nothing.
-    support: full
 seealso:
   - module: celeryops.runbook.celery_health
 """

@@ -17,7 +17,6 @@ author:
   - celeryops contributors (@celeryops)
 extends_documentation_fragment:
   - celeryops.runbook.connection
-  - celeryops.runbook.attributes
   - celeryops.runbook.attributes.info
 options:
   since:

@@ -13,14 +13,13 @@ author:
   - celeryops contributors (@celeryops)
 description:
   - The inventory says which pools a host has. The playbook C(scale) may have changed their size since, and remembers
-    that in the file C(scale.json) on the host. This module puts both together, and writes that file.
+    that in the file C(scale.json) in O(config_dir). This module puts both together, and writes that file.
   - Sizes that equal those of the inventory are not remembered.
   - It changes no worker. The role C(worker) does that.
+extends_documentation_fragment:
+  - celeryops.runbook.application
+  - celeryops.runbook.attributes.host
 options:
-  name:
-    description: The application's name in units and directories, the variable C(celeryops_app_name).
-    type: str
-    required: true
   pools:
     description: The pools of the inventory, as in C(celeryops_worker_pools).
     type: list
@@ -60,19 +59,6 @@ options:
     description: Forget what no longer differs from O(pools), because the inventory caught up or dropped the pool.
     type: bool
     default: false
-  config_dir:
-    description: The directory of the file. Default C(/etc/celeryops/NAME).
-    type: path
-attributes:
-  check_mode:
-    description: Can run in check mode and return changed status without modifying the host.
-    support: full
-  diff_mode:
-    description: Will return details on what has changed, when in diff mode.
-    support: full
-  idempotent:
-    description: When run twice in a row with the same arguments, the second run changes nothing.
-    support: full
 seealso:
   - module: celeryops.runbook.celery_control
 """

@@ -17,11 +17,10 @@ description:
   - Starting waits until the unit says that it is ready. Stopping lets running tasks finish, for a bounded time.
   - Restarting takes one instance after the other, so that a host never stops consuming altogether.
   - Needs no broker and no Celery.
+extends_documentation_fragment:
+  - celeryops.runbook.application
+  - celeryops.runbook.attributes.host
 options:
-  name:
-    description: The application's name in units and directories, the variable C(celeryops_app_name).
-    type: str
-    required: true
   kind:
     description: Whether this is about the worker instances or about beat.
     type: str
@@ -53,22 +52,12 @@ options:
         a process that is frozen ends here.
     type: int
     default: 345
-  config_dir:
-    description: The directory of the environment files. Default C(/etc/celeryops/NAME).
-    type: path
   unit_dir:
     description: Where the units are installed.
     type: path
     default: /etc/systemd/system
 attributes:
-  check_mode:
-    description: Can run in check mode and return changed status without modifying the host.
-    support: full
-  diff_mode:
-    description: Will return details on what has changed, when in diff mode.
-    support: full
   idempotent:
-    description: When run twice in a row with the same arguments, the second run changes nothing.
     support: partial
     details:
       - Not with O(state=restarted).

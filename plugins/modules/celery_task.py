@@ -18,6 +18,7 @@ author:
   - celeryops contributors (@celeryops)
 extends_documentation_fragment:
   - celeryops.runbook.connection
+  - celeryops.runbook.result
   - celeryops.runbook.attributes
 attributes:
   check_mode:
@@ -75,17 +76,6 @@ options:
     description: Seconds to wait. The module fails if the task has not ended by then, or has failed.
     type: float
     default: 60.0
-  return_result:
-    description: Return the result, or the text of the error. Results may hold secrets.
-    type: bool
-    default: false
-  result_backend:
-    description:
-      - URL of the result backend.
-      - Taken from C(CELERY_RESULT_BACKEND) in O(environment_file), else from the configuration of O(app), if not given.
-    type: str
-requirements:
-  - celery (from the application's virtual environment, see O(virtualenv))
 seealso:
   - module: celeryops.runbook.celery_task_info
   - module: celeryops.runbook.celery_canary

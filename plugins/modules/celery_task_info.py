@@ -16,7 +16,7 @@ author:
   - celeryops contributors (@celeryops)
 extends_documentation_fragment:
   - celeryops.runbook.connection
-  - celeryops.runbook.attributes
+  - celeryops.runbook.result
   - celeryops.runbook.attributes.info
 options:
   task_ids:
@@ -24,17 +24,6 @@ options:
     type: list
     elements: str
     required: true
-  return_result:
-    description: Return the results, or the texts of the errors. They may hold secrets; set C(no_log) on the task then.
-    type: bool
-    default: false
-  result_backend:
-    description:
-      - URL of the result backend.
-      - Taken from C(CELERY_RESULT_BACKEND) in O(environment_file), else from the configuration of O(app), if not given.
-    type: str
-requirements:
-  - celery (from the application's virtual environment, see O(virtualenv))
 seealso:
   - module: celeryops.runbook.celery_task
 """

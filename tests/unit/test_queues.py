@@ -10,10 +10,7 @@ import gzip
 import json
 import os
 import resource
-import signal
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any
 
 import pytest
 import redis
+from queue_support import SEP, STEPS, content, fill, own_keys, raw, sample
 
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import queues as queues_module
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import savefile
@@ -33,31 +31,7 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors im
     WrongType,
 )
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.queues import RedisQueues, Selection
-from support import TESTS, RedisServer
-
-STEPS = (0, 3, 6, 9)
-SEP = "\x06\x16"
-
-
-def raw(
-    number: int, queue: str = "src", task: str = "shop.pay", size: int = 40, published: float | None = None
-) -> bytes:
-    headers: dict[str, Any] = {"lang": "py", "task": task, "id": f"id-{number}", "argsrepr": "()", "retries": 0}
-    if published is not None:
-        headers["celeryops_published"] = published
-    return json.dumps(
-        {
-            "body": "W10=" * (size // 4),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": headers,
-            "properties": {
-                "delivery_info": {"exchange": "", "routing_key": queue},
-                "delivery_tag": f"tag-{number}",
-                "body_encoding": "base64",
-            },
-        }
-    ).encode()
+from support import RedisServer
 
 
 @pytest.fixture(params=["", "pre:"])
@@ -74,33 +48,6 @@ def client(broker: RedisServer) -> Iterator[Any]:
 @pytest.fixture
 def queues(client: Any, prefix: str) -> RedisQueues:
     return RedisQueues(client, prefix, batch_size=7)
-
-
-def fill(queues: RedisQueues, queue: str, messages: list[bytes], step: int = 0) -> None:
-    if messages:
-        queues.client.lpush(queues.key(queue, step), *messages)
-
-
-def content(queues: RedisQueues, queue: str, step: int = 0) -> list[bytes]:
-    """In the order of consumption."""
-    found: list[bytes] = queues.client.lrange(queues.key(queue, step), 0, -1)
-    return found[::-1]
-
-
-def own_keys(queues: RedisQueues) -> list[bytes]:
-    return [key for key in queues.client.keys("*celeryops:*") if b"imported:" not in key]
-
-
-def sample(queues: RedisQueues, count: int = 100, odd: bool = True) -> dict[int, list[bytes]]:
-    """Messages in two priorities, task b every third, one garbage in the midst."""
-    result = {}
-    for step in (0, 6):
-        messages = [raw(step * 1000 + n, task="a" if n % 3 else "b") for n in range(count)]
-        if odd:
-            messages.insert(count // 2, b"garbage \n{ %d" % step)
-        fill(queues, "src", messages, step)
-        result[step] = messages
-    return result
 
 
 def test_depth(queues: RedisQueues) -> None:
@@ -227,7 +174,7 @@ def test_a_slow_disk_does_not_lose_the_lock(
     finish = savefile.Writer.finish
 
     def slow(writer: savefile.Writer) -> savefile.Saved:
-        time.sleep(1.5)
+        time.sleep(1.1)
         return finish(writer)
 
     monkeypatch.setattr(savefile.Writer, "finish", slow)
@@ -417,142 +364,6 @@ def test_full_disk_puts_everything_back(queues: RedisQueues, tmp_path: Path) -> 
     assert own_keys(queues) == []
 
 
-KILLED = """
-import os, sys
-sys.path[:0] = [{tests!r}, {collections!r}]
-import redis
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine import savefile
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.queues import RedisQueues, Selection
-left = int(sys.argv[2])
-def tick(real):
-    def call(*args, **kwargs):
-        global left
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), 9)
-        return real(*args, **kwargs)
-    return call
-queues = RedisQueues(redis.Redis(port=int(sys.argv[1])), batch_size=40)
-queues._run = tick(queues._run)
-savefile.Writer.place = tick(savefile.Writer.place)
-savefile.Writer.add = tick(savefile.Writer.add)
-{operation}
-"""
-OPERATIONS = {
-    "purge": "queues.purge('src', sys.argv[3])",
-    "drop": "queues.drop('src', Selection(tasks=('b',)), sys.argv[3])",
-    "move": "queues.move('src', 'dst')",
-    "move-some": "queues.move('src', 'dst', Selection(tasks=('b',)))",
-    "import": "queues.import_(sys.argv[3], 'src')",
-}
-
-
-def ids(messages: list[bytes]) -> list[str]:
-    return sorted(m.decode() if m.startswith(b"garbage") else json.loads(m)["headers"]["id"] for m in messages)
-
-
-@pytest.mark.parametrize("operation", list(OPERATIONS))
-def test_killed_anywhere_nothing_is_lost_or_doubled(client: Any, tmp_path: Path, operation: str) -> None:
-    """SIGKILL before every single step of an operation in turn; the same task run again completes it."""
-    queues = RedisQueues(client, batch_size=40)
-    script = KILLED.format(
-        tests=str(TESTS), collections=str(TESTS / "output" / "collections"), operation=OPERATIONS[operation]
-    )
-    kills = 0
-    for point in range(200):
-        client.flushall()
-        path = tmp_path / f"save-{point}"
-        before = sample(queues, 60)
-        everything = ids(before[0] + before[6])
-        if operation == "import":
-            queues.purge("src", str(path))
-        new = [raw(8000 + n) for n in range(3)]
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(queues.client.connection_pool.connection_kwargs["port"]), str(point),
-             str(path)], capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        killed = done.returncode != 0
-        kills += killed
-        if killed:
-            interrupted = queues.interrupted("src")
-            assert interrupted is None or interrupted["running"] is False
-            fill(queues, "src", new)
-            scope = {"queues": queues, "path": path, "Selection": Selection}
-            try:
-                exec(OPERATIONS[operation].replace("sys.argv[3]", "str(path)"), scope)
-            except PreconditionFailed as exc:
-                # Killed after the very last step: all was done, so the file is complete and stays.
-                assert "exists" in exc.msg and interrupted is None and savefile.verify(str(path)).count > 0
-        waiting = [m for queue in ("src", "dst") for step in (0, 6) for m in content(queues, queue, step)]
-        file = (
-            [m for _step, batch in savefile.batches(str(path), lambda: 9) for m in batch]
-            if path.exists() and operation != "import"
-            else []
-        )
-        assert ids(waiting + file) == sorted(everything + (ids(new) if killed else [])), f"killed before step {point}"
-        assert own_keys(queues) == [], f"killed before step {point}"
-        assert len(list(tmp_path.glob("*.partial"))) == 0
-        if not killed:
-            break
-    assert not killed and kills >= 6
-
-
-def test_concurrent_consumers_lose_and_double_nothing(client: Any, broker: RedisServer, tmp_path: Path) -> None:
-    """Producers push and consumers pop as kombu does while messages are dropped, moved, purged and imported."""
-    queues = RedisQueues(client, batch_size=50)
-    stop = threading.Event()
-    consumed: list[list[bytes]] = [[], [], []]
-    produced: list[bytes] = []
-    errors: list[BaseException] = []
-
-    def consume(mine: list[bytes]) -> None:
-        with redis.Redis(port=broker.port) as connection:
-            while not stop.is_set():
-                found = connection.brpop([queues.key("src", step) for step in STEPS], timeout=1)
-                if found:
-                    mine.append(found[1])
-
-    def produce() -> None:
-        with redis.Redis(port=broker.port) as connection:
-            number = 100_000
-            while not stop.is_set():
-                messages = [raw(number + n, task="ab"[n % 2]) for n in range(20)]
-                number += 20
-                connection.lpush(queues.key("src", STEPS[number // 20 % 4]), *messages)
-                produced.extend(messages)
-                time.sleep(0.002)
-
-    fill(queues, "src", [raw(n, task="ab"[n % 2]) for n in range(20_000)])
-    produced += [raw(n, task="ab"[n % 2]) for n in range(20_000)]
-    threads = [threading.Thread(target=consume, args=(mine,)) for mine in consumed]
-    threads.append(threading.Thread(target=produce))
-    for thread in threads:
-        thread.start()
-    saved: list[bytes] = []
-    try:
-        for turn in range(4):
-            queues.drop("src", Selection(tasks=("a",)), str(tmp_path / f"drop-{turn}"))
-            queues.move("src", "dst", Selection(tasks=("b",)), limit=500)
-            fill(queues, "src", refill := [raw(1_000_000 + turn * 5000 + n, task="ab"[n % 2]) for n in range(5000)])
-            produced += refill
-            purged = queues.purge("src", str(tmp_path / f"purge-{turn}"))
-            if turn % 2 and purged.count:
-                queues.import_(str(tmp_path / f"purge-{turn}"), "src")
-                os.unlink(tmp_path / f"purge-{turn}")
-    except BaseException as exc:
-        errors.append(exc)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    for path in tmp_path.iterdir():
-        saved += [m for _step, batch in savefile.batches(str(path), lambda: 500) for m in batch]
-    waiting = [m for queue in ("src", "dst") for step in STEPS for m in content(queues, queue, step)]
-    assert sum(map(len, consumed)) > 100 and saved and any(b'"dst"' in m for m in waiting)
-    assert ids([m for mine in consumed for m in mine] + saved + waiting) == ids(produced)
-
-
 def test_unacked_and_oldest_and_peek(queues: RedisQueues) -> None:
     now = queues.now()
     held = json.loads(raw(1))
@@ -575,12 +386,24 @@ def test_unacked_and_oldest_and_peek(queues: RedisQueues) -> None:
     assert "args" not in queues.peek("src")["messages"][0]
 
 
+def test_unacked_names_by_route_without_a_walk_over_all_keys(queues: RedisQueues) -> None:
+    held = json.loads(raw(1))
+    for number, (exchange, key) in enumerate([("topics", "a.b"), ("", "src"), ("gone", "x"), ("topics", "a.b")]):
+        queues.client.hset(queues.unacked_key, f"tag-{number}", json.dumps([held, exchange, key]))
+    queues.client.sadd(f"{queues.key_prefix}_kombu.binding.topics", f"a.b{SEP}^a\\.b${SEP}far")
+    queues.client.set(f"{queues.key_prefix}_kombu.binding.gone", "of another program")
+    queues.client.config_resetstat()
+    assert queues.unacked_names() == {"far": {"shop.pay": 2}, "src": {"shop.pay": 1}, "x": {"shop.pay": 1}}
+    used = set(queues.client.info("commandstats"))
+    assert "cmdstat_hscan" in used and "cmdstat_scan" not in used
+
+
 def test_reply_keys_are_listed_only(queues: RedisQueues) -> None:
     key = f"{queues.key_prefix}abc.reply.celery.pidbox"
     queues.client.lpush(key, b"x" * 1000)
     assert queues.reply_keys()["count"] == 0
-    time.sleep(2.1)
-    found = queues.reply_keys(idle=1)
+    time.sleep(1.1)
+    found = queues.reply_keys(idle=0)
     assert found["count"] == 1 and found["bytes"] > 1000 and found["keys"][0]["key"] == key
     assert queues.client.exists(key)
 

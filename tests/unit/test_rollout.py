@@ -115,9 +115,7 @@ def test_what_an_interrupted_deploy_left(found: dict[str, Found], release: str, 
 def test_current_alone_is_something_to_do() -> None:
     done = roll(here(), fleet(), "v1")
     assert done.acts and not done.todo
-    assert str(done) == (
-        "would quiet, drain and stop nothing, switch current from v1 to v2, start and prove them"
-    )
+    assert str(done) == ("would quiet, drain and stop nothing, switch current from v1 to v2, start and prove them")
 
 
 def test_the_plan_in_words() -> None:

@@ -425,12 +425,23 @@ class RedisQueues:
         prefix = f"{self.key_prefix}_kombu.binding."
         for raw in self.client.scan_iter(match=_literal(prefix) + "*", count=1000, _type="set"):
             exchange = _text(raw)[len(prefix) :]
-            for member in sorted(map(_text, self.client.sscan_iter(raw, count=1000))):
-                parts = member.split(self.sep)
-                if len(parts) == 3:
-                    entry = {"routing_key": parts[0], "pattern": parts[1], "queue": parts[2]}
-                    found.setdefault(exchange, []).append(entry)
+            entries = self._entries(self.client.sscan_iter(raw, count=1000))
+            if entries:
+                found[exchange] = entries
         return found
+
+    def _entries(self, members: Iterable[bytes]) -> list[dict[str, str]]:
+        parts = (member.split(self.sep) for member in sorted(map(_text, members)))
+        return [{"routing_key": p[0], "pattern": p[1], "queue": p[2]} for p in parts if len(p) == 3]
+
+    def _bindings_of(self, exchanges: Iterable[str]) -> dict[str, list[dict[str, str]]]:
+        """Like bindings, of these exchanges alone: no walk over the names of all keys."""
+        names = sorted(set(exchanges))
+        pipe = self.client.pipeline(transaction=False)
+        for exchange in names:
+            pipe.smembers(f"{self.key_prefix}_kombu.binding.{exchange}")
+        answers = zip(names, pipe.execute(raise_on_error=False))
+        return {name: self._entries(members) for name, members in answers if isinstance(members, (set, list))}
 
     def bound(self) -> list[str]:
         """Names of the declared queues, those of remote control and events left out."""
@@ -446,15 +457,10 @@ class RedisQueues:
     def declared(self, queues: Iterable[str]) -> set[str]:
         """Which of these queues are declared. Only the others cost a walk over the names of all keys."""
         names = set(queues)
-        found: set[str] = set()
         if not names:
-            return found
-        pipe = self.client.pipeline(transaction=False)
-        for exchange in sorted(names | {"celery"}):  # what Celery calls the exchange of a queue, and its default one
-            pipe.smembers(f"{self.key_prefix}_kombu.binding.{exchange}")
-        for members in pipe.execute(raise_on_error=False):
-            if isinstance(members, (set, list)):
-                found |= {_text(member).rpartition(self.sep)[2] for member in members}
+            return set()
+        near = self._bindings_of(names | {"celery"})  # what Celery calls the exchange of a queue, and its default one
+        found = {entry["queue"] for entries in near.values() for entry in entries}
         if names - found:
             found |= set(self.bound())
         return names & found
@@ -616,17 +622,18 @@ class RedisQueues:
     def unacked_names(self, most: int = 100_000) -> dict[str, dict[str, int]]:
         """Unacked messages by queue and task name. What cannot be decoded is under ''."""
         self._expect(self.unacked_key, "hash")
+        seen: Counter[tuple[str, str, str]] = Counter()
+        for tag, raw in itertools.islice(self.client.hscan_iter(self.unacked_key, count=200), most):
+            item = self._held(tag, raw, 0.0)
+            seen[item["exchange"], item["queue"] or "", item["task"] or ""] += 1
         routes = {
             (exchange, entry["routing_key"]): entry["queue"]
-            for exchange, entries in self.bindings().items()
+            for exchange, entries in self._bindings_of(exchange for exchange, _key, _task in seen if exchange).items()
             for entry in entries
         }
         counts: dict[str, Counter[str]] = {}
-        for _tag, raw in itertools.islice(self.client.hscan_iter(self.unacked_key, count=200), most):
-            item = self._held(_tag, raw, 0.0)
-            route = (item["exchange"], item["queue"])
-            queue = item["queue"] if not route[0] else routes.get(route, item["queue"])
-            counts.setdefault(queue or "", Counter())[item["task"] or ""] += 1
+        for (exchange, key, task), count in seen.items():
+            counts.setdefault(routes.get((exchange, key), key), Counter())[task] += count
         return {queue: dict(names.most_common()) for queue, names in counts.items()}
 
     def reply_keys(self, idle: float = REPLY_KEY_IDLE, most: int = 1000) -> dict[str, Any]:
