@@ -173,7 +173,7 @@ def main() -> None:
     try:
         found = {name: rollout.Found.read(here) for name, here in params["found"].items()}
         fleet = {name: rollout.Heard.read(node) for name, node in params["nodes"].items()}
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         module.fail_json(msg=f"found and nodes: give each entry as the documentation shows it ({error}).")
     roll = rollout.plan(
         [rollout.Wanted(**{**one, "queues": tuple(one["queues"])}) for one in params["wanted"]],

@@ -223,3 +223,25 @@ def test_wrong_input_is_named(shop: Story, variables: dict[str, Any], words: lis
 def test_limit_is_refused(shop: Story) -> None:
     play = shop.play("health_check", "--limit", "worker1", expect=False)
     assert "without --limit" in play.text
+
+
+def test_host_info_tells_what_systemd_and_the_kernel_know(shop: Story, tmp_path: Path) -> None:
+    playbook = tmp_path / "look.yml"
+    tasks = [
+        {"celeryops.runbook.celery_host_info": {"name": "shop", "app": "shop.celery:app"}, "register": "seen"},
+        {"ansible.builtin.set_stats": {"data": {"seen": "{{ seen }}"}}},
+    ]
+    playbook.write_text(json.dumps([{"hosts": "worker1", "gather_facts": False, "tasks": tasks}]))
+    play = shop.play(str(playbook), "--check")
+    seen = play.stats["seen"]
+    workers = {unit["instance"]: unit for unit in seen["units"] if unit["kind"] == "worker"}
+    assert sorted(workers) == sorted(instances(shop, "worker1")) and play.changed == 0
+    for instance, unit in workers.items():
+        pid = int(shop.ssh("worker1", f"systemctl show -p MainPID --value {UNIT.format(instance)}"))
+        assert (unit["pid"], unit["active"], unit["sub"], unit["enabled"]) == (pid, "active", "running", True)
+        assert unit["node"] == f"shop-{instance}@worker1" and unit["queues"]
+        main = int(shop.ssh("worker1", f"awk '/^VmRSS/ {{print $2}}' /proc/{pid}/status")) * 1024
+        assert unit["processes"] > 1 and unit["rss"] > main, "the children count"
+    (beat,) = seen["beats"]
+    assert beat["running"] and beat["unit"] == "celery-shop-beat.service"
+    assert seen["release"] == shop.ssh("worker1", "basename $(readlink /srv/shop/current)").strip()

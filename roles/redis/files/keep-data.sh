@@ -28,6 +28,7 @@ cli INFO keyspace | grep -q '^db' || exit 0
 cli CONFIG SET appendonly yes >/dev/null
 end=$(($(date +%s) + 600))
 while [ "$(date +%s)" -lt "$end" ]; do
+    # grep fails where it counts none.
     state=$(cli INFO persistence | tr -d '\r' | grep -E '^aof_(enabled:1|rewrite_in_progress:0|rewrite_scheduled:0|last_bgrewrite_status:ok)$' -c || true)
     if [ "$state" = 4 ]; then
         echo written

@@ -88,6 +88,7 @@ chown -R "$APP_USER:$APP_GROUP" "$dir"
 logged "making the virtual environment" as_user "$PYTHON" -m venv --without-pip "$dir/venv"
 logged "installing $REQUIREMENTS" as_user "$tools/bin/pip" --python "$dir/venv/bin/python" install -q \
     -r "$dir/src/$REQUIREMENTS" "$shared/runtime-$RUNTIME_DIGEST"/celeryops-*.whl
+# Only to start quicker; a file that does not compile may be one that nobody imports.
 as_user "$dir/venv/bin/python" -m compileall -q "$dir/src" >/dev/null 2>&1 || true
 chown -R root:root "$dir"
 

@@ -1,0 +1,95 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""celery_pools and celery_roll_plan run by Ansible: they need files and facts, no broker and no systemd."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import Ansible
+
+pytestmark = pytest.mark.ansible
+
+POOLS = [
+    {"name": "fast", "queues": ["orders"], "concurrency": 2},
+    {"name": "bulk", "queues": ["bulk"], "concurrency": 4, "instances": 2},
+]
+
+
+@pytest.fixture
+def pools(ansible: Ansible, tmp_path: Path) -> Any:
+    def run(*tasks: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
+        common = {"name": "shop", "pools": POOLS, "config_dir": str(tmp_path)}
+        return ansible.play([{"celeryops.runbook.celery_pools": {**common, **task}} for task in tasks], **options)
+
+    return run
+
+
+def test_a_scaling_is_kept_in_the_file_and_forgotten_on_request(pools: Any, tmp_path: Path) -> None:
+    file = tmp_path / "scale.json"
+    more = {"pool": "bulk", "instances": 3}
+    looked, scaled, again, seen = pools({}, more, more, {})
+    assert not looked["changed"] and looked["pools"] == POOLS and looked["differences"] == []
+    assert scaled["changed"] and (scaled["kept"], scaled["added"]) == (["bulk-1", "bulk-2"], ["bulk-3"])
+    assert (scaled["queues"], scaled["way"]) == (["bulk"], "none")
+    assert not again["changed"] and again["kept"] == ["bulk-1", "bulk-2", "bulk-3"]
+    assert seen["pools"][1]["instances"] == 3
+    assert seen["differences"] == ["pool bulk: instances 3 (inventory: 2)"] and seen["obsolete"] == []
+    assert json.loads(file.read_text()) == {"pools": {"bulk": {"instances": 3}}}
+    assert file.stat().st_mode & 0o777 == 0o644
+    gone, tidied, reset, nothing = pools(
+        {"pools": POOLS[:1]}, {"pools": POOLS[:1], "tidy": True}, {"reset": True}, {"reset": True}
+    )
+    assert gone["obsolete"] == ["bulk"] and not gone["changed"]
+    assert tidied["changed"] and not reset["changed"] and not nothing["changed"] and not file.exists()
+
+
+def test_check_mode_is_truthful_and_writes_nothing(pools: Any, tmp_path: Path) -> None:
+    (less,) = pools({"pool": "bulk", "instances": 1, "concurrency": 8}, check=True)
+    assert less["changed"] and less["removed"] == ["bulk-2"] and less["way"] == "pool_size"
+    assert less["diff"]["before"] == "" and '"concurrency": 8' in less["diff"]["after"]
+    assert not (tmp_path / "scale.json").exists()
+
+
+def test_what_cannot_be_is_refused_with_its_name(pools: Any, tmp_path: Path) -> None:
+    unknown, nameless, both = pools(
+        {"pool": "mail", "instances": 1}, {"pools": [{"queues": ["q"]}]}, {"pool": "bulk", "reset": True}
+    )
+    assert unknown["failed"] and "mail" in unknown["msg"] and "bulk, fast" in unknown["msg"]
+    assert nameless["failed"] and "celeryops_worker_pools" in nameless["msg"]
+    assert both["failed"] and "mutually exclusive" in both["msg"]
+    file = tmp_path / "scale.json"
+    file.write_text('{"pools": []}')
+    (broken,) = pools({})
+    assert broken["failed"] and str(file) in broken["msg"] and "remove it" in broken["msg"]
+
+
+def test_roll_plan(ansible: Ansible) -> None:
+    node = "shop-fast-1@worker1"
+    replies = {"active_queues": [{"name": "orders"}], "celeryops_release": {"release": "v1"}}
+    facts = {
+        "release": "v2",
+        "current": "v1",
+        "wanted": [{"instance": "fast-1", "pool": "fast", "node": node, "queues": ["orders"]}],
+        "found": {"fast-1": {"state": "active", "pid": 7, "release": "v1", "process": "S"}},
+        "nodes": {node: {"state": "answered", "replies": replies}},
+        "batch": [node],
+    }
+    tasks = [facts, {**facts, "found": {}}, {**facts, "found": {"fast-1": "active"}}, {**facts, "surge": "maybe"}]
+    planned, unseen, odd, choice = ansible.play([{"celeryops.runbook.celery_roll_plan": task} for task in tasks])
+    assert not planned["changed"]
+    assert planned["roll"] == {
+        "from": "v1", "acts": True, "todo": ["fast-1"], "silent": [], "surge": ["fast"], "left": []
+    }  # fmt: skip
+    assert planned["text"] == (
+        "would start fast-surge on v2, quiet, drain and stop fast-1, switch current from v1 to v2, start and prove them"
+    )
+    assert unseen["failed"] and "found: says nothing of fast-1" in unseen["msg"]
+    assert odd["failed"] and "found and nodes" in odd["msg"]
+    assert choice["failed"] and "surge" in choice["msg"]

@@ -1,0 +1,86 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the roles make of their variables, run by Ansible; no host is needed for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from support import ROOT, Ansible, free_port, wait_until
+
+pytestmark = pytest.mark.ansible
+
+REFUSED = {
+    "include": (["-I", "shop.extra"], "--include"),
+    "include-joined": (["-Ishop.extra"], "--include"),
+    "include-long": (["--include=shop.extra"], "--include"),
+    "include-behind-a-flag": (["-EI", "shop.extra"], "--include"),
+    "queues": (["-Qother"], "queues"),
+    "name": (["-n", "other@host"], "node name"),
+}
+FINE = ["-E", "--without-gossip", "-lINFO", "-Ofair", "--disable-prefetch"]
+
+
+def test_extra_args_of_a_pool(ansible: Ansible) -> None:
+    """--include would win over the role's own, and the runtime would not be loaded."""
+    pools = {**{name: args for name, (args, _words) in REFUSED.items()}, "fine": FINE}
+    include = {"name": "celeryops.runbook.worker", "tasks_from": "preflight"}
+    (_included, _validated, refused) = ansible.play(
+        [
+            {
+                "ansible.builtin.include_role": include,
+                "vars": {
+                    "celeryops_app_name": "shop",
+                    "celeryops_app": "shop.celery:app",
+                    "celeryops_broker_url": "redis://127.0.0.1/0",
+                    "celeryops_worker_pools": [
+                        {"name": name, "queues": ["q"], "extra_args": args} for name, args in pools.items()
+                    ],
+                },
+            }
+        ],
+        expected=3,
+    )
+    said = refused["msg"].split("; celeryops_worker_pools")
+    assert refused["failed"] and len(said) == len(REFUSED)
+    for text, (name, (_args, words)) in zip(said, REFUSED.items()):
+        assert f"pool {name}" in text and words in text
+    assert 'list the modules in "include" of the application' in refused["msg"]
+
+
+def test_a_quoted_password_of_the_url_opens_redis(ansible: Ansible, tmp_path: Path) -> None:
+    """The URL says it as kombu reads it, redis.conf plainly."""
+    password, port = 'a@b:c/d%2B e+f"g\\h', free_port()
+    config = tmp_path / "celeryops.conf"
+    url = f"redis://:{quote(password, safe='+')}@127.0.0.1:{port}/0"
+    role = ROOT / "roles" / "redis"
+    ansible.play(
+        [
+            {"ansible.builtin.include_vars": {"file": str(role / "defaults" / "main.yml")}},
+            {
+                "ansible.builtin.template": {
+                    "src": str(role / "templates" / "celeryops.conf.j2"), "dest": str(config), "mode": "0600"
+                },
+                "vars": {"celeryops_broker_url": url, "celery_redis_bind": ["127.0.0.1"]},
+            },
+        ]
+    )  # fmt: skip
+
+    def answer(secret: str) -> str:
+        command = ["redis-cli", "-p", str(port), "PING"]
+        environment = {**os.environ, "REDISCLI_AUTH": secret}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.strip()
+
+    with subprocess.Popen(["redis-server", str(config), "--dir", str(tmp_path)], stdout=subprocess.DEVNULL) as server:
+        try:
+            wait_until(lambda: answer(password) == "PONG", 10, "the password to be right")
+            assert "NOAUTH" in answer("wrong")
+        finally:
+            server.kill()
