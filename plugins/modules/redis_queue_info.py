@@ -23,7 +23,8 @@ options:
     description:
       - Names of the queues.
       - Without it all queues that are declared (bindings) or hold task messages.
-      - Finding these walks the names of all keys of the database.
+      - Finding these walks the names of all keys of the database, about two seconds for a million keys. Name the queues
+        where many results lie in the same database.
     type: list
     elements: str
   fail_on_missing:
