@@ -25,6 +25,7 @@ options:
       - Without it all queues that are declared (bindings) or hold task messages.
       - Finding these walks the names of all keys of the database, about two seconds for a million keys. Name the queues
         where many results lie in the same database.
+      - A named queue that is empty costs part of that walk if neither its own exchange nor Celery's default one has it.
     type: list
     elements: str
   fail_on_missing:

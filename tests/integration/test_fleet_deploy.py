@@ -86,16 +86,8 @@ def releases(story: Story) -> dict[str, set[str]]:
 
 def consumers(story: Story) -> dict[str, list[str]]:
     """node -> queues, asked with Celery's own tools."""
-    code = (
-        "import json, os\nfrom celery import Celery\n"
-        "q = Celery(broker=os.environ['CELERY_BROKER_URL']).control.inspect(timeout=2).active_queues() or {}\n"
-        "print(json.dumps({n: sorted(x['name'] for x in q[n]) for n in q}))"
-    )
-    done = subprocess.run(
-        [str(story.venv / "bin" / "python"), "-c", code],
-        env=story.client_environment(), capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return dict(json.loads(done.stdout))
+    found = story.celery("answer = app.control.inspect(timeout=2).active_queues() or {}")
+    return {node: sorted(queue["name"] for queue in queues) for node, queues in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -234,12 +226,8 @@ def test_deploy_and_back(shop: Story, check: Callable[[str], None]) -> None:
     ],
 )
 def test_bad_release_is_refused(shop: Story, check: Callable[[str], None], bad: str, said: str) -> None:
-    dead = (
-        "import os\nfrom celery import Celery\n"
-        "Celery(broker=os.environ['CELERY_BROKER_URL']).send_task('shop.send_receipt', (1,), queue='email.dead')"
-    )
     if bad == "unknown-task":
-        subprocess.run([str(shop.venv / "bin/python"), "-c", dead], env=shop.client_environment(), check=True)
+        shop.celery("answer = app.send_task('shop.send_receipt', (1,), queue='email.dead').id")
     before = processes(shop)
     try:
         # The canary is the one that gets far: there without surge instances, for the other host consumes everything.

@@ -34,18 +34,16 @@ def units(story: Story, host: str) -> dict[str, str]:
 
 def fleet(story: Story) -> dict[str, dict[str, Any]]:
     """What the live workers say: node -> queues and slots. Asked with Celery's own tools."""
-    code = (
-        "import json, os\nfrom celery import Celery\n"
-        "i = Celery(broker=os.environ['CELERY_BROKER_URL']).control.inspect(timeout=2)\n"
-        "q, s = i.active_queues() or {}, i.stats() or {}\n"
-        "print(json.dumps({n: {'queues': sorted(x['name'] for x in q.get(n) or []), "
-        "'slots': len(s[n]['pool'].get('processes', [])) or s[n]['pool'].get('max-concurrency')} for n in s}))"
+    queues, stats = story.celery(
+        "ask = app.control.inspect(timeout=2)\nanswer = [ask.active_queues() or {}, ask.stats() or {}]"
     )
-    done = subprocess.run(
-        [str(story.venv / "bin" / "python"), "-c", code],
-        env=story.client_environment(), capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return dict(json.loads(done.stdout))
+    return {
+        node: {
+            "queues": sorted(queue["name"] for queue in queues.get(node) or []),
+            "slots": len(told["pool"].get("processes", [])) or told["pool"].get("max-concurrency"),
+        }
+        for node, told in stats.items()
+    }
 
 
 def inventory_pools(story: Story) -> dict[str, dict[str, Any]]:
@@ -112,12 +110,7 @@ def test_up_live_and_lasting_then_down(shop: Story, pool: dict[str, Any]) -> Non
 def test_a_drifted_size_is_brought_back(shop: Story, pool: dict[str, Any]) -> None:
     size = {"celeryops_pool": pool["name"], "celeryops_concurrency": pool["concurrency"]}
     node = f"shop-{pool['name']}-1@worker1"
-    subprocess.run(
-        [str(shop.venv / "bin" / "python"), "-c",
-         "import os\nfrom celery import Celery\n"
-         f"Celery(broker=os.environ['CELERY_BROKER_URL']).control.pool_grow(2, destination=[{node!r}])"],
-        env=shop.client_environment(), check=True,
-    )  # fmt: skip
+    shop.celery(f"answer = app.control.pool_grow(2, destination=[{node!r}])")
     assert shop.play("scale", **size).changed > 0
     assert fleet(shop)[node]["slots"] == pool["concurrency"]
     assert shop.play("scale", **size).changed == 0
