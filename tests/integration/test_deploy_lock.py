@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support import Ansible, RedisServer
+from support import Ansible, RedisServer, wait_until
 
 pytestmark = pytest.mark.ansible
 KEY = "celeryops:lock:deploy:shop"
@@ -81,7 +81,9 @@ def test_check_mode_is_truthful_and_touches_nothing(lock: Any, broker: RedisServ
 
 
 def test_the_lock_of_a_dead_run_ends_by_itself(lock: Any, broker: RedisServer) -> None:
-    lock({"owner": "anna@c1", "lease": 1})
+    (held,) = lock({"owner": "anna@c1", "lease": 1})
+    assert held["changed"]
+    wait_until(lambda: not broker.keys(), 5, "the end of the lease")
     (taken,) = lock({"owner": "bob@c2", "lease": 77})
     assert taken["changed"] and taken["previous"] is None
     assert 70000 < int(broker.cli("PTTL", KEY)) <= 77000
