@@ -14,7 +14,7 @@ CELERY ?= 5.4 5.5 5.6 5.7
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps lint sanity unit contract integration molecule test demo down bench docs build clean
+.PHONY: help deps lint sanity unit contract integration fleet molecule test demo down bench docs build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
@@ -35,12 +35,15 @@ contract: deps ## engine and runtime against every Celery of CELERY="5.4 5.5 5.6
 	@scripts/pytest "$(CELERY)" tests/contract $(ARGS)
 
 integration: deps ## real redis-server and workers on this machine, modules run by Ansible
-	@scripts/pytest "ansible 5.7" tests/integration $(ARGS)
+	@scripts/pytest "ansible 5.7" tests/integration --ignore-glob='*/test_fleet_*' $(ARGS)
+
+fleet: deps ## playbooks on one fleet of real systemd hosts: faults and load first, then every task counted
+	@scripts/pytest ansible tests/integration/test_fleet_*.py $(ARGS)
 
 molecule: deps ## every Molecule scenario on real systemd hosts (ARGS="-s NAME" for one)
 	@scripts/molecule $(ARGS)
 
-test: deps ## everything, cheap to dear: lint, unit, sanity, contract, integration, molecule
+test: deps ## everything, cheap to dear: lint, unit, sanity, contract, integration, fleet, molecule
 	@python scripts/checks.py test $(ARGS)
 
 demo: deps ## the story on three real hosts: install, rolling deploy, bad release, rollback, scale (KEEP=1 keeps them)

@@ -49,8 +49,13 @@ LINT = [
 TEST = [
     *LINT,
     [Step("unit", "make -s unit", tail=6), Step("image", "tests/image/build.sh")],
-    [Step("sanity", "make -s sanity", tail=4), Step("contract", "make -s contract", tail=6)],
-    [Step("integration", "make -s integration", tail=4)],
+    # Beside the fleet, which mostly waits for its hosts, the others one after the other.
+    [
+        Step("fleet", "make -s fleet", tail=4),
+        Step("contract", "make -s contract", tail=6),
+        Step("integration", "make -s integration", tail=4),
+        Step("sanity", "make -s sanity", tail=4),
+    ],
     [Step("molecule", "make -s molecule", tail=12)],
 ]
 PLANS = {"lint": LINT, "test": TEST}
