@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-_CHANGES = """
+
+# Plain texts, since ansible-test reads them without running this file.
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
 options: {}
 attributes:
   check_mode:
@@ -13,9 +16,14 @@ attributes:
   diff_mode:
     description: Returns what has changed or would change.
     support: full
+  action_group:
+    description: Use C(group/celeryops.runbook.celeryops) in C(module_defaults) to set the connection once.
+    support: full
+    membership:
+      - celeryops.runbook.celeryops
 """
 
-_READS = """
+    INFO = r"""
 options: {}
 attributes:
   check_mode:
@@ -24,9 +32,6 @@ attributes:
   diff_mode:
     description: Returns what has changed or would change.
     support: N/A
-"""
-
-_ACTION_GROUP = """
   action_group:
     description: Use C(group/celeryops.runbook.celeryops) in C(module_defaults) to set the connection once.
     support: full
@@ -34,16 +39,31 @@ _ACTION_GROUP = """
       - celeryops.runbook.celeryops
 """
 
-_IDEMPOTENT = """
+    # Modules that act on the host and take no connection.
+    HOST = r"""
+options: {}
+attributes:
+  check_mode:
+    description: Says what would change without changing it.
+    support: full
+  diff_mode:
+    description: Returns what has changed or would change.
+    support: full
   idempotent:
     description: When run twice in a row with the same arguments, the second run changes nothing.
     support: full
 """
 
-
-class ModuleDocFragment:
-    DOCUMENTATION = _CHANGES + _ACTION_GROUP
-    INFO = _READS + _ACTION_GROUP
-    # Modules that act on the host and take no connection.
-    HOST = _CHANGES + _IDEMPOTENT
-    HOST_INFO = _READS + _IDEMPOTENT
+    HOST_INFO = r"""
+options: {}
+attributes:
+  check_mode:
+    description: Never changes anything, so it does the same in check mode.
+    support: full
+  diff_mode:
+    description: Returns what has changed or would change.
+    support: N/A
+  idempotent:
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+    support: full
+"""

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from fleet.story import BIN, Story
 
+from support import wait_until
+
 pytestmark = pytest.mark.ansible
 
 HOSTS = ("worker1", "worker2")
@@ -111,6 +113,8 @@ def test_a_drifted_size_is_brought_back(shop: Story, pool: dict[str, Any]) -> No
     size = {"celeryops_pool": pool["name"], "celeryops_concurrency": pool["concurrency"]}
     node = f"shop-{pool['name']}-1@worker1"
     shop.celery(f"answer = app.control.pool_grow(2, destination=[{node!r}])")
+    # Celery starts the processes of a grown pool within five seconds; until then nothing tells that it grew.
+    wait_until(lambda: fleet(shop)[node]["slots"] == pool["concurrency"] + 2, what="the growth")
     assert shop.play("scale", **size).changed > 0
     assert fleet(shop)[node]["slots"] == pool["concurrency"]
     assert shop.play("scale", **size).changed == 0
