@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-PARTS = ("notify", "watchdog", "release", "stamp", "canary", "ledger")
+PARTS = ("notify", "watchdog", "release", "stamp", "canary", "ledger", "revokes", "pause")
 
 
 def disabled() -> frozenset[str]:

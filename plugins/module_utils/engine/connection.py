@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .errors import AuthenticationFailed, CeleryOpsError, ConnectionFailed, PreconditionFailed, WrongType
@@ -254,6 +254,37 @@ def _tls_from_app(use_ssl: Any) -> dict[str, Any] | None:
     if reqs is not None:
         tls["verify"] = str(getattr(reqs, "name", reqs)).lower() not in ("cert_none", "none", "0")
     return tls
+
+
+class RedisStore(Protocol):
+    """Where records are kept: a client that answers bytes, and the prefix of every key. A Broker is one."""
+
+    @property
+    def redis(self) -> Any: ...
+
+    @property
+    def key_prefix(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class LinkedStore:
+    """The records of the Redis behind a kombu connection, for the runtime package."""
+
+    redis: Any
+    key_prefix: str
+
+    @classmethod
+    def of(cls, connection: Any) -> LinkedStore | None:
+        """None where the broker is not Redis."""
+        if connection.transport.driver_type != "redis":
+            return None
+        import redis
+
+        channel = connection.default_channel
+        # kombu's own client prefixes some commands and not others.
+        return cls(
+            redis.Redis(connection_pool=channel.client.connection_pool), getattr(channel, "global_keyprefix", "") or ""
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from .connection import Broker, import_app, read_environment_file, scrub
+from .connection import Broker, LinkedStore, import_app, read_environment_file, scrub
 from .control import Control, Replies
 from .errors import (
     CeleryOpsError,
@@ -265,14 +265,10 @@ def canary_key(key_prefix: str, token: str) -> str:
 def answer_canary(connection: Any, token: str, answer: dict[str, Any]) -> None:
     """Worker side: leave the answer on the broker behind a kombu connection, for CANARY_TTL seconds."""
     text = json.dumps(answer, default=repr)
-    channel = connection.default_channel
-    if connection.transport.driver_type == "redis":
-        import redis
-
-        # kombu's own client prefixes some commands and not others.
-        client = redis.Redis(connection_pool=channel.client.connection_pool)
-        key = canary_key(getattr(channel, "global_keyprefix", ""), token)
-        client.pipeline(transaction=True).lpush(key, text).expire(key, CANARY_TTL).execute()
+    store = LinkedStore.of(connection)
+    if store is not None:
+        key = canary_key(store.key_prefix, token)
+        store.redis.pipeline(transaction=True).lpush(key, text).expire(key, CANARY_TTL).execute()
     else:
         queue = _canary_queue(token)
         connection.Producer(serializer="json").publish(

@@ -1,0 +1,77 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""This worker leaves alone what is paused: a worker that starts, reconnects or is told to consume a queue does not take a
+single message from it, and consumes it again once it is resumed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.bootsteps import RUN
+from celery.worker import control
+from celery.worker.control import control_command, inspect_command
+
+from . import _records
+from .engine import pauses
+
+EVERY = 30.0
+
+# Queues which this worker would consume if they were not paused, with the arguments of add_consumer.
+_withheld: dict[str, dict[str, Any]] = {}
+_paused: dict[str, pauses.Pause] = {}
+
+
+def _apply(consumer: Any, found: dict[str, pauses.Pause]) -> None:
+    global _paused
+    _paused = found
+    queues = consumer.app.amqp.queues
+    for name in [name for name in queues.consume_from if name in found]:
+        consumer.cancel_task_queue(name)
+        _withheld.setdefault(name, {})
+    # A worker that stops takes up nothing.
+    if consumer.blueprint.state == RUN:
+        for name in [name for name in _withheld if name not in found]:
+            consumer.add_task_queue(name, **_withheld.pop(name))
+            # Celery before 5.7 would have forgotten it after the next reconnect.
+            queues.select_add(queues[name])
+
+
+@inspect_command(name=pauses.COMMAND)
+def celeryops_pauses(state: Any) -> dict[str, Any]:
+    return {"withheld": sorted(_withheld)}
+
+
+@control_command(name=pauses.APPLY)
+def celeryops_apply_pauses(state: Any) -> dict[str, Any]:
+    # As Celery does it: gevent and eventlet answer in another greenlet than the one that consumes.
+    state.consumer.call_soon(_record.look_again, state.consumer)
+    return {"ok": "reading the pauses again"}
+
+
+_add_consumer, _cancel_consumer = (control.Panel.data[name] for name in ("add_consumer", "cancel_consumer"))
+
+
+def add_consumer(
+    state: Any,
+    queue: str,
+    exchange: str | None = None,
+    exchange_type: str | None = None,
+    routing_key: str | None = None,
+    **options: Any,
+) -> Any:
+    given = {"exchange": exchange, "exchange_type": exchange_type, "routing_key": routing_key, **options}
+    if queue not in _paused:
+        return _add_consumer(state, queue, **given)
+    _withheld[queue] = given
+    return {"ok": f"{_paused[queue]}. It is consumed once it is resumed"}
+
+
+def cancel_consumer(state: Any, queue: str, **options: Any) -> Any:
+    _withheld.pop(queue, None)
+    return _cancel_consumer(state, queue, **options)
+
+
+control.Panel.data.update(add_consumer=add_consumer, cancel_consumer=cancel_consumer)
+_record = _records.keep(_records.Record("paused queues", pauses.load, _apply, EVERY))
