@@ -59,7 +59,9 @@ options:
         type: int
         required: true
   consumers:
-    description: Queues to consume, or not.
+    description:
+      - Queues to consume, or not.
+      - One that is paused (M(celeryops.runbook.celery_queue_pause)) is consumed once it is resumed.
     type: list
     elements: dict
     default: []
@@ -209,6 +211,7 @@ from dataclasses import replace
 from typing import Any
 
 from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine import pauses
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control, Request, is_beat
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
     CeleryOpsError,
@@ -365,7 +368,8 @@ def states_of(fleet: Fleet, desired: Desired, nodes: list[str]) -> dict[str, Nod
     for name in nodes:
         node = fleet.nodes[name]
         for command, _arguments in desired.questions():
-            if command in node.errors:
+            # A worker without the runtime part knows no pauses.
+            if command in node.errors and command != pauses.COMMAND:
                 raise NoReply(f"{name}: {command}: {node.errors[command]}. Nothing more was sent.", node=name)
         states[name] = NodeState.read(node.replies)
     return states
@@ -435,6 +439,8 @@ def control_workers(module: CeleryModule) -> dict[str, Any]:
     destination = params["destination"]
     started = time.monotonic()
     with module.broker() as broker, Control(broker, timeout=params["timeout"]) as control:
+        if broker.kind == "redis" and (desired.quiet is not None or desired.consumers):
+            desired = replace(desired, paused=frozenset(pauses.load(broker)))
         fleet = look(control, desired, destination, everybody=desired.shutdown)
         nodes, missing = targets_of(fleet, destination, params["ignore_missing"])
         if destination is None and fleet.silent_count:

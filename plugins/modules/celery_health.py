@@ -24,6 +24,9 @@ options:
       - An entry C(reachable=false) marks a host that could not be looked at.
     type: dict
     default: {}
+  application:
+    description: The application's name, the variable C(celeryops_app_name), under which its beat leaves a heartbeat.
+    type: str
   queues:
     description: Queues to judge beside those which the hosts' workers are configured for or consume.
     type: list
@@ -160,6 +163,15 @@ unacked:
   returned: success
   type: dict
   sample: {count: 3, oldest_age: 4.2}
+paused:
+  description: The queues that are paused, each with who paused it, since when and why, in words.
+  returned: success
+  type: dict
+beat:
+  description: Host, process, C(age) in seconds of the last tick, and the task sent last, as beat told the broker.
+  returned: success
+  type: dict
+  sample: {host: worker1, pid: 712, age: 3.1, task: shop.report, sent_ago: 41.0}
 """
 
 from typing import Any
@@ -189,6 +201,9 @@ def look(module: CeleryModule, facts: health.Facts) -> None:
             names.update(params["queues"], *(node["queues"] for node in facts.fleet["answered"].values()))
             facts.queues = survey.queue_facts(broker, names)
             facts.unacked = survey.unacked_facts(broker)
+            facts.paused = survey.pause_facts(broker)
+            if params["application"]:
+                facts.heartbeat = survey.beat_facts(broker, params["application"])
             if window is not None:
                 facts.events = window.read(params["window"])
                 facts.events_reason = "no task events came: the workers send none (start them with -E) or nothing ran"
@@ -231,6 +246,8 @@ def body(module: CeleryModule) -> dict[str, Any]:
         "fleet": dict((facts.fleet or {}).get("answered", {})),
         "queues": dict(facts.queues or {}),
         "unacked": dict(facts.unacked or {}),
+        "paused": {name: pause["text"] for name, pause in facts.paused.items()},
+        "beat": dict(facts.heartbeat or {}),
     }
 
 
@@ -239,6 +256,7 @@ def main() -> None:
         body,
         {
             "hosts": {"type": "dict", "default": {}},
+            "application": {"type": "str"},
             "queues": {"type": "list", "elements": "str", "default": []},
             "thresholds": {"type": "dict", "default": {}},
             "queue_thresholds": {"type": "dict", "default": {}},

@@ -23,7 +23,9 @@ options:
   commands:
     description:
       - Inspect commands to send.
-      - V(celeryops_ledger) and V(celeryops_release) are answered by workers started with C(--include celeryops.worker).
+      - V(celeryops_ledger), V(celeryops_pauses) and V(celeryops_release) are answered by workers started with
+        C(--include celeryops.worker).
+      - V(celeryops_pauses) tells which queues a worker leaves alone while they are paused.
       - V(memsample) and V(memdump) need C(psutil) beside the worker.
     type: list
     elements: str
@@ -31,6 +33,7 @@ options:
       - active
       - active_queues
       - celeryops_ledger
+      - celeryops_pauses
       - celeryops_release
       - clock
       - conf
@@ -101,7 +104,7 @@ options:
         description: The workers run this release, by V(celeryops_release).
         type: str
       consumes:
-        description: Each worker consumes all of these queues.
+        description: Each worker consumes all of these queues, those that are paused left out.
         type: list
         elements: str
         default: []
@@ -113,7 +116,7 @@ options:
         type: bool
         default: false
       queues_consumed:
-        description: Each of these queues has a consumer somewhere in the fleet.
+        description: Each of these queues has a consumer somewhere in the fleet, or is paused.
         type: list
         elements: str
         default: []
@@ -219,6 +222,13 @@ refused:
   returned: always
   type: list
   elements: str
+paused:
+  description:
+    - The queues that are paused (M(celeryops.runbook.celery_queue_pause)) by name, with C(by), C(why), C(since),
+      C(until) and whether that is over, C(overdue).
+    - Empty where the broker is not Redis.
+  returned: success
+  type: dict
 elapsed:
   description: Seconds of the last round.
   returned: always
@@ -242,9 +252,11 @@ unmet:
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine import pauses
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import NoReply, PreconditionFailed
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.fleet import (
@@ -259,6 +271,7 @@ COMMANDS = (
     "active",
     "active_queues",
     "celeryops_ledger",
+    "celeryops_pauses",
     "celeryops_release",
     "clock",
     "conf",
@@ -381,13 +394,14 @@ def inspect(module: CeleryModule) -> dict[str, Any]:
     ]
     common = {"destination": params["destination"], "expected": params["expected_nodes"], "timeout": params["timeout"]}
     with module.broker() as broker, Control(broker) as control:
+        paused = pauses.view(broker) if broker.kind == "redis" else {}
         if conditions is None:
             fleet = observe(control, commands, **common)
             extra: dict[str, Any] = {"waited": 0.0, "checks": 1, "unmet": []}
         else:
             waited = wait_for(
                 control,
-                conditions,
+                replace(conditions, paused=frozenset(paused)),
                 commands,
                 wait_timeout=params["wait_timeout"],
                 interval=params["wait_interval"],
@@ -406,7 +420,7 @@ def inspect(module: CeleryModule) -> dict[str, Any]:
                     node.replies[command] = without_arguments(node.replies[command])
     if conditions is not None:
         demand(waited, params["wait_timeout"])
-    result = {"changed": False, **fleet.as_dict(), **extra}
+    result = {"changed": False, **fleet.as_dict(), **extra, "paused": paused}
     if params["fail_on_missing"]:
         demand_answers(fleet, result)
     return result

@@ -152,6 +152,11 @@ queues:
         - Running it again puts them back.
       returned: success
       type: bool
+    paused:
+      description:
+        - Who paused the queue, C(by), C(why), C(since), C(until) and whether that is C(overdue); null if nobody.
+      returned: success
+      type: dict
     aside:
       description: That operation, since when, how many messages it has aside, and whether it still runs.
       returned: when interrupted
@@ -229,6 +234,7 @@ import time
 from typing import Any
 
 from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine import pauses
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed, QueueUnknown
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.queues import RedisQueues
 
@@ -276,7 +282,9 @@ def info(module: CeleryModule) -> dict[str, Any]:
         judge_missing(queues, found, params["fail_on_missing"])
         result: dict[str, Any] = {"queues": found, "total": sum(row["depth"] for row in found.values())}
         undecodable = 0
+        paused = pauses.view(broker)
         for name, row in found.items():
+            row["paused"] = paused.get(name)
             if row["interrupted"]:
                 row["aside"] = queues.interrupted(name)
         if params["task_names"]:

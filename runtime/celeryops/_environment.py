@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-PARTS = ("notify", "watchdog", "release", "stamp", "canary", "ledger", "revokes", "pause")
+PARTS = ("notify", "watchdog", "release", "stamp", "canary", "ledger", "revokes", "pause", "heartbeat")
 
 
 def disabled() -> frozenset[str]:

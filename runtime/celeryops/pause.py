@@ -1,8 +1,10 @@
 # Copyright: (c) 2026, celeryops contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""This worker leaves alone what is paused: a worker that starts, reconnects or is told to consume a queue does not take a
-single message from it, and consumes it again once it is resumed.
+"""This worker leaves alone what is paused.
+
+When it starts, reconnects or is told to consume a queue it takes not a single message from it, and it consumes it again
+once it is resumed.
 """
 
 from __future__ import annotations

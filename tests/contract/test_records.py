@@ -6,16 +6,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from celeryops.engine import pauses, revokes, tasks
+from celeryops.engine import heartbeat, pauses, revokes, tasks
 from celeryops.engine.connection import Broker, BrokerSpec
 from celeryops.engine.control import Control
-from support import RedisServer, Worker, wait_until, workers
+from support import TESTS, RedisServer, Worker, wait_until, workers
 
 RUNTIME = ("--include", "celeryops.worker")
 
@@ -129,6 +133,10 @@ def test_who_was_quieted_in_a_pause_stays_quiet(lab: Lab) -> None:
 
 def test_a_broken_record_harms_nobody(lab: Lab) -> None:
     lab.server.cli("HSET", pauses.pauses_key(""), "a", "no json")
+    with workers(lab.worker("one")):
+        lab.wait_consumed(one=["b"])
+    lab.server.cli("DEL", pauses.pauses_key(""))
+    lab.server.cli("SET", pauses.pauses_key(""), "no hash at all")
     with workers(lab.worker("one")) as (one,):
         lab.wait_consumed(one=["a", "b"])
         assert "the paused queues could not be read; the worker runs without them" in one.log.read_text()
@@ -155,3 +163,40 @@ def test_a_revoked_task_is_refused_after_a_restart(lab: Lab) -> None:
         text = one.log.read_text()
         assert "Discarding revoked task: lab.add[revoked-1]" in text and "revoked-1] succeeded" not in text
         assert sorted(lab.ask("revoked")["one@lab"]) == ["revoked-1", "revoked-2"]  # type: ignore[call-overload]
+
+
+def test_beat_leaves_a_heartbeat_until_it_hangs(lab: Lab, tmp_path: Path) -> None:
+    schedule = {"often": {"task": "lab.add", "schedule": 0.5, "args": [1, 2]}}
+    code = (
+        "import sys, celeryops.heartbeat, labapp\n"
+        f"labapp.app.conf.beat_schedule = {schedule!r}\n"
+        "from celery.__main__ import main\n"
+        f"sys.argv = ['celery', '-A', 'labapp', 'beat', '--schedule', {str(tmp_path / 'schedule')!r}, '--pidfile=']\n"
+        "sys.exit(main())"
+    )
+    url = lab.server.url()
+
+    def seen() -> dict[str, object] | None:
+        with Broker(BrokerSpec.build(url=url)) as broker:
+            return heartbeat.read(broker, "lab")
+
+    environment = {**os.environ, "CELERY_BROKER_URL": url, "CELERYOPS_APP_NAME": "lab", "CELERYOPS_RELEASE": "v7"}
+    with (tmp_path / "log").open("w") as log:
+        beat = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=TESTS, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        first = wait_until(lambda: (found := seen()) and found["task"] and found, 20, "the heartbeat")
+        assert (first["pid"], first["release"], first["task"]) == (beat.pid, "v7", "lab.add")
+        assert 0 <= float(str(first["age"])) < 15 and float(str(first["sent_ago"])) < 15
+        wait_until(lambda: (seen() or {})["tick"] > first["tick"], 15, "the next tick")  # type: ignore[operator]
+        beat.send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        before = seen()
+        time.sleep(2)
+        after = seen()
+        assert before and after and float(str(after["age"])) > float(str(before["age"])) + 1.5
+    finally:
+        beat.kill()
+        beat.wait()
+    assert "Traceback" not in (tmp_path / "log").read_text()

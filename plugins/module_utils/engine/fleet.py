@@ -163,6 +163,7 @@ class Conditions:
     not_consumes: tuple[str, ...] | bool = ()
     idle: bool = False
     queues_consumed: tuple[str, ...] = ()
+    paused: frozenset[str] = frozenset()  # queues that nobody need consume
     silent_before: int = 0  # subscribers known to be silent that are none of `gone`
 
     @property
@@ -259,6 +260,8 @@ def judge(
     if settling and (idle_for is None or idle_for < IDLE_SECONDS):
         unmet.append(Unmet(SETTLING, f"idle, but not yet for {IDLE_SECONDS} s"))
     for queue in conditions.queues_consumed:
+        if queue in conditions.paused:
+            continue
         if not any(queue in consumed_queues(node.replies) for node in fleet.nodes.values()):
             unmet.append(Unmet("queues_consumed", f"no node consumes {queue}"))
     return unmet
@@ -286,7 +289,7 @@ def _judge_node(node: Node, name: str, conditions: Conditions) -> list[Unmet]:
         label = "consumes" if conditions.consumes else "not_consumes"
         if not failed("active_queues", label):
             queues = consumed_queues(node.replies)
-            lacking = [queue for queue in conditions.consumes if queue not in queues]
+            lacking = [queue for queue in conditions.consumes if queue not in (*queues, *conditions.paused)]
             if lacking:
                 unmet.append(Unmet("consumes", f"does not consume {', '.join(lacking)}", name))
             refused = conditions.not_consumes

@@ -46,12 +46,14 @@ DEFAULTS: dict[str, Limit] = {
     "queue_depth": Limit(50, 100, "messages"),
     "queue_latency": Limit(0.5, 2.5, "s"),
     "queue_consumers": Limit(None, 1, low_is_bad=True),
+    "queue_paused": Limit(1, None, "s beyond the time it was meant to last"),
     "unacked_age": Limit(80, 100, "% of the visibility timeout"),
     "task_success": Limit(95, 90, "%", low_is_bad=True),
     "task_retry": Limit(5, 10, "%"),
     "task_duration": Limit(None, None, "s"),
     "beat_missing": Limit(None, 0),
     "beat_duplicate": Limit(None, 0),
+    "beat_silent": Limit(None, 300, "s"),
     "release_skew": Limit(1, None),
     "units_failed": Limit(None, 0),
     "units_inactive": Limit(1, None),
@@ -73,12 +75,14 @@ CURES: dict[str, str] = {
     "queue_depth": "scale",
     "queue_latency": "scale",
     "queue_consumers": "start",
+    "queue_paused": "queue_resume",
     "unacked_age": "restart",
     "task_success": "rollback",
     "task_retry": "rollback",
     "task_duration": "scale",
     "beat_missing": "start",
     "beat_duplicate": "site",
+    "beat_silent": "restart",
     "release_skew": "rolling_deploy",
     "units_failed": "restart",
     "units_inactive": "start",
@@ -121,12 +125,14 @@ class Facts:
     hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fleet: Mapping[str, Any] | None = None
     queues: Mapping[str, Mapping[str, Any]] | None = None
+    paused: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     unacked: Mapping[str, Any] | None = None
     queues_reason: str = "the broker does not answer"
     events: Mapping[str, Any] | None = None
     events_reason: str = "the event stream was not read"
     visibility_timeout: float = 3600.0
     beat_expected: bool = True
+    heartbeat: Mapping[str, Any] | None = None
     events_minimum: int = 20
 
 
@@ -425,10 +431,13 @@ def _releases(j: _Judge, answered: Mapping[str, Any]) -> None:
 def _queues(j: _Judge) -> None:
     queues = j.facts.queues
     if queues is None:
-        for name in ("queue_depth", "queue_latency", "queue_consumers"):
+        for name in ("queue_depth", "queue_latency", "queue_consumers", "queue_paused"):
             j.unknown(name, j.facts.queues_reason)
         return
     limits = j.thresholds
+    _paused(j, queues)
+    # What waits in a paused queue waits because somebody wants it to.
+    queues = {name: found for name, found in queues.items() if name not in j.facts.paused}
     j.figures(
         "queue_depth",
         (
@@ -473,6 +482,17 @@ def _queues(j: _Judge) -> None:
         ),
         "every queue is consumed",
     )
+
+
+def _paused(j: _Judge, queues: Mapping[str, Mapping[str, Any]]) -> None:
+    """One entry for each pause: it is to be seen even while all is as it was meant."""
+    limit = j.thresholds.of("queue_paused")
+    for name, pause in j.facts.paused.items():
+        text = f"{pause['text']}; {queues.get(name, {}).get('depth', 0)} messages wait"
+        over = float(pause["over"])
+        j.add("queue_paused", limit.judge(over) if over > 0 else OK, name, round(over, 1), text, limit)
+    if not j.facts.paused:
+        j.add("queue_paused", OK, "", 0, "no queue is paused", limit)
 
 
 def _unacked(j: _Judge) -> None:
@@ -526,6 +546,24 @@ def _beat(j: _Judge) -> None:
     extra = max(0, len(running) - wanted)
     text = f"beat runs {len(running)} times: {_names(running)}" if extra else "no second beat"
     j.figure("beat_duplicate", extra, text, _names(running) if extra else "")
+    _heartbeat(j, wanted)
+
+
+def _heartbeat(j: _Judge, wanted: int) -> None:
+    beat = j.facts.heartbeat
+    answering = int((j.facts.fleet or {}).get("beats", 0))
+    limit = j.thresholds.of("beat_silent")
+    if not wanted:
+        j.add("beat_silent", OK, "", None, "no beat is wanted", limit)
+    elif beat:
+        sent = f", sent {beat['task']} {beat['sent_ago']:.0f} s ago" if beat.get("task") else ", has sent nothing yet"
+        where = f"{beat['host']} (pid {beat['pid']})"
+        j.figure("beat_silent", round(float(beat["age"]), 1), f"beat on {where} ticked {beat['age']:.0f} s ago{sent}")
+    elif answering:
+        # Celery 5.7 with beat_enable_remote_control: silent by itself once it stops ticking.
+        j.add("beat_silent", OK, "", None, "beat answers ping", limit)
+    else:
+        j.unknown("beat_silent", "beat left no heartbeat (runtime package not loaded, or it has not ticked yet)")
 
 
 def _units(j: _Judge) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
 from .connection import RedisStore
-from .errors import PreconditionFailed, UnknownLayout
+from .errors import PreconditionFailed
 from .records import time_text
 
 # Inspect command: what this worker does not consume because it is paused. Control command: look at the record now.
@@ -25,7 +25,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True)
 class Pause:
-    """Why a queue rests. Times are unix seconds; without `until` nobody said how long."""
+    """Why a queue rests. Times are unix seconds; no `until`: nobody said how long; no `since`: it is unreadable."""
 
     queue: str
     by: str
@@ -40,6 +40,8 @@ class Pause:
         return {**asdict(self), "overdue": self.overdue(now)}
 
     def __str__(self) -> str:
+        if not self.since:
+            return f"queue {self.queue} is paused, {self.why}"
         end = f", until {time_text(self.until)}" if self.until is not None else ""
         return f"queue {self.queue} is paused by {self.by} since {time_text(self.since)}{end}: {self.why}"
 
@@ -49,14 +51,19 @@ def pauses_key(key_prefix: str) -> str:
 
 
 def load(store: RedisStore) -> dict[str, Pause]:
-    key = pauses_key(store.key_prefix)
-    return {
-        name.decode(errors="replace"): parse(name.decode(errors="replace"), raw, key)
-        for name, raw in sorted(store.redis.hgetall(key).items())
-    }
+    found = store.redis.hgetall(pauses_key(store.key_prefix))
+    return {name: parse(name, raw) for name, raw in sorted((key.decode(errors="replace"), found[key]) for key in found)}
 
 
-def parse(queue: str, raw: bytes, key: str) -> Pause:
+def view(store: RedisStore) -> dict[str, dict[str, object]]:
+    """The pauses for people and programs, each with whether its time is over."""
+    found = load(store)
+    now = now_of(store) if found else 0.0
+    return {queue: pause.as_dict(now) for queue, pause in found.items()}
+
+
+def parse(queue: str, raw: bytes) -> Pause:
+    """An entry that cannot be read pauses its queue too: somebody wanted that, and it is seen."""
     try:
         value = json.loads(raw)
         until = value.get("until")
@@ -67,10 +74,8 @@ def parse(queue: str, raw: bytes, key: str) -> Pause:
             float(value["since"]),
             None if until is None else float(until),
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
-        raise UnknownLayout(
-            f"{key}: the entry of queue {queue} is no pause of this collection. Look who writes it; it was left as it is."
-        ) from exc
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Pause(queue, "", "by an entry that is no pause of this collection: pause it again, or resume it", 0.0)
 
 
 def save(store: RedisStore, wanted: Mapping[str, Pause | None]) -> None:
@@ -113,11 +118,20 @@ def next_pause(held: Pause | None, queue: str, by: str, why: str, until: float |
         if not why:
             raise PreconditionFailed(f"why: say why queue {queue} is paused; whoever finds it so will want to know.")
         return Pause(queue, by, why, now, until)
+    if not held.since:
+        return Pause(queue, by, why or "not said", now, until)
     return Pause(queue, held.by, why or held.why, held.since, held.until if until is None else until)
 
 
 def plan(
-    held: Mapping[str, Pause], queues: Sequence[str], *, paused: bool, by: str, why: str, until: float | None, now: float
+    held: Mapping[str, Pause],
+    queues: Sequence[str],
+    *,
+    paused: bool,
+    by: str,
+    why: str,
+    until: float | None,
+    now: float,
 ) -> dict[str, Pause | None]:
     """What is to be written; nothing where all is as wanted."""
     if not paused:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from . import pauses
 from .errors import PreconditionFailed
 
 RESIZABLE = ("prefork", "gevent", "eventlet")
@@ -56,6 +57,7 @@ class Desired:
     signal: str = "SIGKILL"
     events: bool | None = None
     shutdown: bool = False
+    paused: frozenset[str] = frozenset()  # nobody consumes these, whatever is wanted
 
     def check(self) -> None:
         """Refuse what makes no sense whatever the fleet looks like."""
@@ -114,6 +116,8 @@ class Desired:
             found.append(("stats", {}))
         if self.quiet is not None or self.consumers:
             found.append(("active_queues", {}))
+            if self.paused:
+                found.append((pauses.COMMAND, {}))
         if self.rate_limits or self.time_limits:
             found.append(("registered", {"taskinfoitems": list(LIMIT_FIELDS), "builtins": True}))
         if self.revoked:
@@ -140,9 +144,15 @@ class NodeState:
     pool_size: int | None = None
     autoscale: tuple[int, int] | None = None
     queues: tuple[str, ...] | None = None
+    withheld: tuple[str, ...] | None = None  # consumed once it is resumed; None where the worker obeys no pause
     limits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     revoked: frozenset[str] = frozenset()
     tasks: Mapping[str, Task] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The queues it consumes, now or after a pause."""
+        return (*(self.queues or ()), *(self.withheld or ()))
 
     @classmethod
     def read(cls, replies: Mapping[str, Any]) -> NodeState:
@@ -154,6 +164,7 @@ class NodeState:
         size = len(processes) if name == "prefork" else pool.get("max-concurrency")
         scaler = stats.get("autoscaler")
         queues = replies.get("active_queues")
+        withheld = replies.get(pauses.COMMAND)
         held = replies.get("query_task") or {}
         return cls(
             pool={"thread": "threads"}.get(name, name),
@@ -161,6 +172,7 @@ class NodeState:
             pool_size=size if isinstance(size, int) else None,
             autoscale=(int(scaler["max"]), int(scaler["min"])) if scaler else None,
             queues=tuple(str(queue["name"]) for queue in queues) if queues is not None else None,
+            withheld=tuple(map(str, withheld["withheld"])) if withheld is not None else None,
             limits=dict(map(parse_registered, replies.get("registered") or ())),
             revoked=frozenset(map(str, replies.get("revoked") or ())),
             tasks={
@@ -236,6 +248,12 @@ def check_nodes(states: Mapping[str, NodeState], desired: Desired) -> list[str]:
                 f"autoscale: {node} was started without --autoscale, so it has none to adjust. Use pool_size.",
                 node=node,
             )
+        for consumer in desired.consumers:
+            if consumer.present and consumer.queue in desired.paused and state.withheld is None:
+                warnings.append(
+                    f"consumers: {consumer.queue} is paused, and {node} runs without the runtime part pause: it "
+                    f"was not told to consume it."
+                )
         if desired.terminated and state.pool in ("solo", "threads"):
             running = sorted(set(desired.terminated) & set(state.tasks))
             if running:
@@ -271,14 +289,19 @@ def plan(states: Mapping[str, NodeState], desired: Desired) -> list[Action]:
     absent = {consumer.queue for consumer in desired.consumers if not consumer.present}
     cancel: dict[str, list[str]] = {}
     for node in nodes:
-        for queue in states[node].queues or ():
+        for queue in states[node].wanted:
             if desired.quiet or queue in absent:
                 cancel.setdefault(queue, []).append(node)
     for queue in sorted(cancel):
         add("cancel_consumer", {"queue": queue}, cancel[queue])
     for consumer in desired.consumers:
         if consumer.present:
-            lacking = [node for node in nodes if consumer.queue not in (states[node].queues or ())]
+            bare = consumer.queue in desired.paused
+            lacking = [
+                node
+                for node in nodes
+                if consumer.queue not in states[node].wanted and not (bare and states[node].withheld is None)
+            ]
             add("add_consumer", consumer.arguments(), lacking)
     if desired.pool_size is not None:
         steps: dict[int, list[str]] = {}
@@ -336,6 +359,11 @@ def predict(states: Mapping[str, NodeState], actions: Sequence[Action], desired:
             queues = state.queues or ()
             if action.command == "cancel_consumer":
                 state = replace(state, queues=tuple(queue for queue in queues if queue != arguments["queue"]))
+                if state.withheld is not None:
+                    left_alone = tuple(queue for queue in state.withheld if queue != arguments["queue"])
+                    state = replace(state, withheld=left_alone)
+            elif action.command == "add_consumer" and arguments["queue"] in desired.paused:
+                state = replace(state, withheld=(*(state.withheld or ()), arguments["queue"]))
             elif action.command == "add_consumer":
                 state = replace(state, queues=(*queues, arguments["queue"]))
             elif action.command in ("pool_grow", "pool_shrink"):
@@ -373,6 +401,8 @@ def describe(states: Mapping[str, NodeState], desired: Desired) -> dict[str, dic
         shown: dict[str, Any] = {}
         if desired.quiet is not None or desired.consumers:
             shown["queues"] = sorted(state.queues or ())
+            if state.withheld:
+                shown["paused"] = sorted(state.withheld)
         if desired.pool_size is not None:
             shown["pool_size"] = state.pool_size
         if desired.autoscale is not None and state.autoscale is not None:

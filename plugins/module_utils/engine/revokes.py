@@ -63,8 +63,8 @@ def remember(store: RedisStore, ids: Sequence[str], expires: float = EXPIRES) ->
         )
         if fresh < 0:
             raise PreconditionFailed(
-                f"{kept} revoked ids are remembered already, {MOST} at most: {len(wanted) - first} of {len(wanted)} were "
-                f"not added. Revoke fewer at a time, with a shorter expiry, or drop the messages from their queue.",
+                f"{kept} revoked ids are remembered already, {MOST} at most: {len(wanted) - first} of {len(wanted)} "
+                f"were not added. Revoke fewer at a time, with a shorter expiry, or drop the messages from their queue.",
                 remembered=wanted[:first],
             )
         added += fresh

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from . import heartbeat, pauses
 from .connection import Broker
 from .control import Control, Request, is_beat
 from .queues import RedisQueues
@@ -166,3 +167,20 @@ def unacked_facts(broker: Broker) -> dict[str, Any]:
     with broker.guard():
         found = RedisQueues.of(broker).unacked(most=1)
     return {"count": found["count"], "oldest_age": found["oldest_age"]}
+
+
+def pause_facts(broker: Broker) -> dict[str, dict[str, Any]]:
+    """queue -> the pause in words, and for how many seconds its time is over."""
+    with broker.guard():
+        found = pauses.load(broker)
+        now = pauses.now_of(broker) if found else 0.0
+    return {
+        queue: {"text": str(pause), "over": max(0.0, now - pause.until) if pause.until is not None else 0.0}
+        for queue, pause in found.items()
+    }
+
+
+def beat_facts(broker: Broker, application: str) -> dict[str, Any] | None:
+    """What the application's beat told last."""
+    with broker.guard():
+        return heartbeat.read(broker, application)
