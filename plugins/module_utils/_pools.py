@@ -11,8 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Pool = dict[str, Any]
-# What a scaling may change of a pool of the inventory.
-FIELDS = ("instances", "concurrency", "autoscale")
+SIZES = ("instances", "concurrency", "autoscale")
+COUNTS = {
+    "prefetch": 10_000,
+    "max_tasks_per_child": 100_000_000,
+    "max_memory_per_child": 1 << 40,
+    "soft_time_limit": 10_000_000,
+    "time_limit": 10_000_000,
+}
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+LIMITS = ("rate_limits", "time_limits")
+SETTINGS = (*COUNTS, "loglevel", *LIMITS)
+# What `scale` and `tune` may change of a pool of the inventory.
+FIELDS = (*SIZES, *SETTINGS)
+PREFORK_ONLY = ("max_tasks_per_child", "max_memory_per_child", "soft_time_limit", "time_limit", "time_limits")
+PROFILES = ("cpu_bound", "io_bound", "memory_bound")
 GROWS = ("prefork", "processes", "gevent", "eventlet")
 NAME = re.compile(r"[a-z][a-z0-9_]*(-[a-z0-9_]+)*")
 MOST_INSTANCES = 64
@@ -80,15 +93,34 @@ def _value(pool: Mapping[str, Any], key: str) -> Any:
     if key == "instances":
         return instances_of(pool)
     value = pool.get(key)
+    if key in LIMITS:
+        return _limits(key, value or {})
+    if key == "loglevel":
+        return str(value or "INFO").upper()
     if value in (None, ""):
         return None
     return {bound: int(value[bound]) for bound in ("min", "max")} if key == "autoscale" else int(value)
 
 
+def _limits(key: str, limits: Mapping[str, Any]) -> dict[str, Any]:
+    if key == "rate_limits":
+        return {task: str(rate) for task, rate in limits.items()}
+    return {task: {bound: float(pair[bound]) for bound in sorted(pair)} for task, pair in limits.items()}
+
+
 def _say(value: Any) -> str:
-    if value is None:
+    if value is None or value == {}:
         return "not set"
-    return f"{value['min']} to {value['max']}" if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        if set(value) == {"min", "max"}:
+            return f"{value['min']} to {value['max']}"
+        return ", ".join(
+            f"{task} {' '.join(f'{key} {seconds:g} s' for key, seconds in limit.items())}"
+            if isinstance(limit, dict)
+            else f"{task} {limit}"
+            for task, limit in sorted(value.items())
+        )
+    return str(value)
 
 
 def check_request(request: Mapping[str, Any]) -> Pool:
@@ -112,15 +144,80 @@ def check_request(request: Mapping[str, Any]) -> Pool:
         if not 1 <= scale["min"] <= scale["max"]:
             raise BadRequest(f"celeryops_autoscale: needs 1 <= min <= max, not {scale['min']} and {scale['max']}")
         wanted["autoscale"] = {"min": scale["min"], "max": scale["max"]}
+    wanted.update(check_settings(request.get("settings") or {}))
     queues = request.get("queues") or []
     for queue in queues:
         if not queue or re.search(r"[\s,]", queue):
             raise BadRequest(f"celeryops_queues: {queue!r} must not be empty or hold blanks or commas")
     if queues:
         wanted["queues"] = list(dict.fromkeys(queues))
-    if not wanted:
+    if not wanted and not request.get("profile"):
         raise BadRequest("celeryops_instances, celeryops_concurrency, celeryops_autoscale: give at least one of them")
     return {"name": name, **wanted}
+
+
+def check_settings(settings: Mapping[str, Any]) -> Pool:
+    """What `tune` was asked for, or BadRequest that names the variable."""
+    wanted: Pool = {}
+    for key, most in COUNTS.items():
+        value = settings.get(key)
+        if value not in (None, ""):
+            if not re.fullmatch("[0-9]+", str(value)) or int(value) > most:
+                raise BadRequest(f"celeryops_{key}: {value} is no whole number from 0 (no limit) to {most}")
+            wanted[key] = int(value)
+    if settings.get("loglevel"):
+        wanted["loglevel"] = str(settings["loglevel"]).upper()
+        if wanted["loglevel"] not in LEVELS:
+            raise BadRequest(f"celeryops_loglevel: {settings['loglevel']!r} is none of {', '.join(LEVELS)}")
+    for key in LIMITS:
+        limits = settings.get(key) or {}
+        if not isinstance(limits, Mapping):
+            raise BadRequest(f"celeryops_{key}: give a dictionary by task name, not {limits!r}")
+        for task, limit in limits.items():
+            if key == "rate_limits" and not re.fullmatch(r"[0-9]+(\.[0-9]+)?(/[smh])?", str(limit)):
+                raise BadRequest(f"celeryops_rate_limits.{task}: {limit!r} is no rate; write 10/s, 10/m, 10/h, or 0 for none")
+            if key == "time_limits":
+                _check_time_limit(task, limit)
+        if limits:
+            wanted[key] = _limits(key, limits)
+    soft, hard = wanted.get("soft_time_limit"), wanted.get("time_limit")
+    if soft and hard and soft > hard:
+        raise BadRequest(f"celeryops_soft_time_limit: {soft} is above celeryops_time_limit, {hard}")
+    return wanted
+
+
+def _check_time_limit(task: str, limit: Any) -> None:
+    place = f"celeryops_time_limits.{task}"
+    if not isinstance(limit, Mapping) or not limit or set(limit) - {"soft", "hard"}:
+        raise BadRequest(f"{place}: give soft, hard or both, in seconds, not {limit!r}")
+    for bound, seconds in limit.items():
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", str(seconds)) or float(seconds) <= 0:
+            raise BadRequest(f"{place}.{bound}: {seconds!r} is no number of seconds above 0")
+    if len(limit) == 2 and float(limit["soft"]) > float(limit["hard"]):
+        raise BadRequest(f"{place}: soft {limit['soft']} is above hard {limit['hard']}")
+
+
+def profile(name: str, pool: Mapping[str, Any], processors: int, memory_kib: int) -> Pool:
+    """What suits a kind of work on a host of this size. All instances of the pool share the host."""
+    instances = max(1, instances_of(pool))
+    share = {"cpu_bound": 1.0, "io_bound": 4.0, "memory_bound": 0.5}[name]
+    slots = max(1, int(processors * share) // instances)
+    wanted: Pool = {"concurrency": slots, "prefetch": 4 if name == "io_bound" else 1}
+    if name == "memory_bound":
+        # Three fifths of the memory for all of them; the rest is for their main processes and the host.
+        per_child = max(1, int(memory_kib * 0.6) // (slots * instances))
+        wanted.update(max_tasks_per_child=100, max_memory_per_child=per_child)
+    kind = kind_of(pool)
+    # An autoscaler sets the size by itself, and a solo pool has one slot.
+    if pool.get("autoscale") or kind == "solo":
+        del wanted["concurrency"]
+    if kind not in ("prefork", "processes"):
+        wanted = {key: value for key, value in wanted.items() if key not in PREFORK_ONLY}
+    return wanted
+
+
+def kind_of(pool: Mapping[str, Any] | None) -> str:
+    return str((pool or {}).get("pool") or "prefork")
 
 
 def rescale(
@@ -131,14 +228,22 @@ def rescale(
     name = wanted["name"]
     base = next((pool for pool in inventory if pool["name"] == name), None)
     asked = {key: value for key, value in wanted.items() if key != "name"}
-    kind = str((base or {}).get("pool") or "prefork")
+    kind = kind_of(base)
     if kind == "solo" and "concurrency" in asked:
         raise BadRequest(f"celeryops_concurrency: pool {name} is solo and runs one task at a time; scale its instances")
     if "autoscale" in asked and kind not in GROWS:
         raise BadRequest(
             f"celeryops_autoscale: pool {name} is of kind {kind}, which does not grow; scale its instances"
         )
+    if kind not in ("prefork", "processes"):
+        for key in PREFORK_ONLY:
+            if asked.get(key):
+                raise BadRequest(f"celeryops_{key}: pool {name} is of kind {kind}; this works with prefork only")
     entry = after.get(name, {})
+    for key in LIMITS:
+        if key in asked:
+            # By task: other tasks keep theirs.
+            asked[key] = {**_value(_with(base or {}, entry), key), **asked[key]}
     if base is None:
         if asked.get("instances") == 0:
             after.pop(name, None)
@@ -181,21 +286,24 @@ def tidy(
 
 
 def resizable(pool: Mapping[str, Any]) -> bool:
-    return str(pool.get("pool") or "prefork") in GROWS and not pool.get("autoscale")
+    return kind_of(pool) in GROWS and not pool.get("autoscale")
 
 
 def way(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
-    """How workers which go on running get the new size: nothing to do, live, or by a restart."""
+    """How workers which go on running get the new figures: nothing to do, live, or by a restart.
+
+    Limits of single tasks are always set live.
+    """
     if not before or not after:
         return "none"
     changed = [
         key
-        for key in {*before, *after} - {"instances", "name"}
+        for key in {*before, *after} - {"instances", "name", *LIMITS}
         if (_value(before, key) != _value(after, key) if key in FIELDS else before.get(key) != after.get(key))
     ]
     if not changed:
         return "none"
-    grows = str(after.get("pool") or "prefork") in GROWS
+    grows = kind_of(after) in GROWS
     # Only a worker that was started with an autoscaler has one; and one whose size was never given cannot go back live.
     if grows and changed == ["concurrency"] and not before.get("autoscale") and after.get("concurrency"):
         return "pool_size"

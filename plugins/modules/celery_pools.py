@@ -12,9 +12,9 @@ version_added: 0.1.0
 author:
   - celeryops contributors (@celeryops)
 description:
-  - The inventory says which pools a host has. The playbook C(scale) may have changed their size since, and remembers
-    that in the file C(scale.json) in O(config_dir). This module puts both together, and writes that file.
-  - Sizes that equal those of the inventory are not remembered.
+  - The inventory says which pools a host has. The playbooks C(scale) and C(tune) may have changed their size and settings
+    since, and remember that in the file C(scale.json) in O(config_dir). It puts both together, and writes that file.
+  - What equals the inventory is not remembered.
   - It changes no worker. The role C(worker) does that.
 extends_documentation_fragment:
   - celeryops.runbook.application
@@ -46,6 +46,20 @@ options:
         description: Most slots.
         type: int
         required: true
+  settings:
+    description:
+      - Other figures of O(pool), V(prefetch), V(max_tasks_per_child), V(max_memory_per_child), V(soft_time_limit),
+        V(time_limit), V(loglevel), and by task name V(rate_limits) and V(time_limits).
+      - 0 is no limit. An empty value leaves the setting as it is.
+    type: dict
+    default: {}
+  profile:
+    description:
+      - Figures for a kind of work, from the processors and the memory of this host. O(concurrency) and O(settings) win.
+      - V(cpu_bound) has a slot for each processor, V(io_bound) four and fetches more ahead, V(memory_bound) half a slot and
+        replaces pool processes after 100 tasks or when they are above their share of three fifths of the memory.
+    type: str
+    choices: [cpu_bound, io_bound, memory_bound]
   queues:
     description: The queues of a pool that is not in O(pools).
     type: list
@@ -116,8 +130,13 @@ queues:
   returned: success
   type: list
   elements: str
+limits:
+  description: Rate and time limits of single tasks in O(pool), which running instances can be given live.
+  returned: success
+  type: dict
+  sample: {rate_limits: {shop.mail: 10/m}, time_limits: {}}
 way:
-  description: How the running instances get their new size, V(none), V(pool_size), V(autoscale) or V(restart).
+  description: How the running instances get their new figures, V(none), V(pool_size), V(autoscale) or V(restart).
   returned: success
   type: str
 """
@@ -154,6 +173,14 @@ def write(module: AnsibleModule, path: str, text: str) -> None:
     module.atomic_move(temporary, path)
 
 
+def processors() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def memory_kib() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -166,6 +193,8 @@ def main() -> None:
                 "type": "dict",
                 "options": {"min": {"type": "int", "required": True}, "max": {"type": "int", "required": True}},
             },
+            "settings": {"type": "dict", "default": {}},
+            "profile": {"type": "str", "choices": list(_pools.PROFILES)},
             "queues": {"type": "list", "elements": "str", "default": []},
             "reset": {"type": "bool", "default": False},
             "tidy": {"type": "bool", "default": False},
@@ -187,9 +216,16 @@ def main() -> None:
     if params["tidy"]:
         after = _pools.tidy(params["pools"], after)
     if params["pool"] is not None:
-        request = {key: params[key] for key in ("instances", "concurrency", "autoscale", "queues")}
+        asked = ("instances", "concurrency", "autoscale", "queues", "settings", "profile")
+        request = {"name": params["pool"], **{key: params[key] for key in asked}}
         try:
-            after = _pools.rescale(params["pools"], scaled, _pools.check_request({**request, "name": params["pool"]}))
+            wanted_here = _pools.check_request(request)
+            if params["profile"]:
+                counts = _pools.merge(params["pools"], scaled).pools
+                pool = next((p for p in counts if p["name"] == params["pool"]), {})
+                fitting = _pools.profile(params["profile"], {**pool, **wanted_here}, processors(), memory_kib())
+                wanted_here = {**fitting, **wanted_here}
+            after = _pools.rescale(params["pools"], scaled, wanted_here)
         except _pools.BadRequest as error:
             module.fail_json(msg=f"{error}.")
     before, now = (_pools.merge(params["pools"], entries) for entries in (scaled, after))
@@ -201,7 +237,8 @@ def main() -> None:
     old, new = (next((p for p in m.pools if p["name"] == params["pool"]), None) for m in (before, now))
     way = _pools.way(old, new)
     # Asked for by name, so a size that drifted away live is brought back too.
-    if way == "none" and new and old and params["concurrency"] and _pools.resizable(new):
+    sized = params["concurrency"] or params["profile"]
+    if way == "none" and new and old and sized and new.get("concurrency") and _pools.resizable(new):
         way = "pool_size"
     old_names, new_names = _pools.names_of(old), _pools.names_of(new)
     module.exit_json(
@@ -213,6 +250,7 @@ def main() -> None:
         added=[name for name in new_names if name not in old_names],
         removed=[name for name in old_names if name not in new_names],
         queues=(new or old or {}).get("queues", []),
+        limits={key: (new or {}).get(key) or {} for key in _pools.LIMITS},
         way=way,
         diff={
             "before_header": path,

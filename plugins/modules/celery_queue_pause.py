@@ -154,10 +154,8 @@ class Pausing:
         return {q: [n for n in fleet.workers if q in consumed_queues(fleet.nodes[n].replies)] for q in self.queues}
 
     def withheld(self, fleet: Fleet) -> dict[str, list[str]]:
-        def left(node: str) -> Any:
-            return (fleet.nodes[node].replies.get(pauses.COMMAND) or {}).get("withheld", ())
-
-        return {queue: [node for node in fleet.workers if queue in left(node)] for queue in self.queues}
+        told = {node: pauses.withheld(fleet.nodes[node].replies) for node in fleet.workers}
+        return {queue: [node for node, queues in told.items() if queue in queues] for queue in self.queues}
 
     def require(self, fleet: Fleet, held: Mapping[str, pauses.Pause]) -> dict[str, int]:
         """Messages that wait, by queue; refuses a queue nobody has heard of."""

@@ -35,9 +35,14 @@ def _apply(consumer: Any, found: dict[str, pauses.Pause]) -> None:
     # A worker that stops takes up nothing.
     if consumer.blueprint.state == RUN:
         for name in [name for name in _withheld if name not in found]:
-            consumer.add_task_queue(name, **_withheld.pop(name))
-            # Celery before 5.7 would have forgotten it after the next reconnect.
-            queues.select_add(queues[name])
+            _take_up(consumer, name, _withheld.pop(name))
+
+
+def _take_up(consumer: Any, queue: str, options: dict[str, Any]) -> None:
+    consumer.add_task_queue(queue, **options)
+    # Before 5.7 Celery does not consume a queue that was cancelled and added again after its next reconnect.
+    queues = consumer.app.amqp.queues
+    queues.select_add(queues[queue])
 
 
 @inspect_command(name=pauses.COMMAND)
@@ -52,7 +57,7 @@ def celeryops_apply_pauses(state: Any) -> dict[str, Any]:
     return {"ok": "reading the pauses again"}
 
 
-_add_consumer, _cancel_consumer = (control.Panel.data[name] for name in ("add_consumer", "cancel_consumer"))
+_cancel_consumer = control.Panel.data["cancel_consumer"]
 
 
 def add_consumer(
@@ -63,9 +68,10 @@ def add_consumer(
     routing_key: str | None = None,
     **options: Any,
 ) -> Any:
-    given = {"exchange": exchange, "exchange_type": exchange_type, "routing_key": routing_key, **options}
+    given = {"exchange": exchange, "exchange_type": exchange_type or "direct", "routing_key": routing_key, **options}
     if queue not in _paused:
-        return _add_consumer(state, queue, **given)
+        state.consumer.call_soon(_take_up, state.consumer, queue, given)
+        return {"ok": f"add consumer {queue}"}
     _withheld[queue] = given
     return {"ok": f"{_paused[queue]}. It is consumed once it is resumed"}
 

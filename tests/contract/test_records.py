@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -163,6 +164,24 @@ def test_a_revoked_task_is_refused_after_a_restart(lab: Lab) -> None:
         text = one.log.read_text()
         assert "Discarding revoked task: lab.add[revoked-1]" in text and "revoked-1] succeeded" not in text
         assert sorted(lab.ask("revoked")["one@lab"]) == ["revoked-1", "revoked-2"]  # type: ignore[call-overload]
+
+
+def test_limits_of_tasks_hold_from_the_start(lab: Lab) -> None:
+    limits = {
+        "rate_limits": {"lab.add": "1/h", "lab.limited": "0"},
+        "time_limits": {"lab.sleep": {"hard": 1}, "lab.limited": {"soft": 20, "hard": 30}, "lab.gone": {"soft": 1}},
+    }
+    with workers(lab.worker("one", pool="prefork", CELERYOPS_TASK_LIMITS=json.dumps(limits))) as (one,):
+        items = ["rate_limit", "soft_time_limit", "time_limit"]
+        told = str(lab.ask("registered", taskinfoitems=items)["one@lab"])
+        assert "lab.add [rate_limit=1/h]" in told and "lab.sleep [time_limit=1.0]" in told
+        assert "lab.limited [rate_limit=0 soft_time_limit=20.0 time_limit=30.0]" in told
+        assert "limits for the task lab.gone, which this release does not have" in one.log.read_text()
+        lab.send("lab.sleep", "a", 20)
+        for number in range(3):
+            lab.send("lab.add", "b", number, 0)
+        wait_until(lambda: "Hard time limit (1.0s) exceeded for lab.sleep" in one.log.read_text(), 15, "the time limit")
+        assert one.log.read_text().count("] succeeded in") == 1, "the rate limit holds"
 
 
 def test_beat_leaves_a_heartbeat_until_it_hangs(lab: Lab, tmp_path: Path) -> None:

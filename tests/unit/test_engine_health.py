@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import health
 
 NODE = "shop-default-1@w1"
+HEARTBEAT = {"age": 2.0, "host": "w1", "pid": 7, "task": "shop.report", "sent_ago": 30.0}
 
 
 def well() -> health.Facts:
@@ -27,6 +28,7 @@ def well() -> health.Facts:
     other = {**unit, "name": "celery-shop-worker@default-2.service", "node": "shop-default-2@w1"}
     reply = {"queues": ["default"], "release": "v1"}
     return health.Facts(
+        heartbeat=HEARTBEAT,
         broker={
             "kind": "redis",
             "role": "master",
@@ -60,6 +62,35 @@ def test_a_fleet_in_order_is_healthy_and_every_check_is_there() -> None:
     assert [c for c in found.checks if c.severity != "ok"] == []
     assert set(health.DEFAULTS) <= {c.name for c in found.checks}
     assert set(health.CURES) == {c.name for c in found.checks}
+
+
+def test_a_pause_is_told_and_excuses_its_queue_until_its_time_is_over() -> None:
+    busy = {"default": {"depth": 5000, "oldest_age": 900.0}}
+    for over, severity in ((0.0, "ok"), (60.0, "warning")):
+        pause = {"default": {"text": "queue default is paused by anna", "over": over}}
+        facts = dataclasses.replace(well(), queues=busy, paused=pause)
+        facts.fleet = {**(facts.fleet or {}), "answered": {NODE: {"queues": [], "release": "v1"}}}
+        found = verdict(facts)
+        assert all(the(found, name)[0].severity == "ok" for name in ("queue_depth", "queue_latency", "queue_consumers"))
+        (check,) = the(found, "queue_paused")
+        assert (check.severity, check.subject) == (severity, "default")
+        assert check.message == "queue default is paused by anna; 5000 messages wait"
+
+
+@pytest.mark.parametrize(("age", "severity"), [(3.0, "ok"), (300.0, "ok"), (301.0, "critical")])
+def test_a_beat_that_does_not_tick_is_critical(age: float, severity: str) -> None:
+    (check,) = the(verdict(dataclasses.replace(well(), heartbeat={**HEARTBEAT, "age": age})), "beat_silent")
+    assert (check.severity, check.cure) == (severity, "restart" if severity == "critical" else "")
+    assert "w1 (pid 7)" in check.message and "shop.report" in check.message
+
+
+def test_without_a_heartbeat_the_ping_of_a_beat_counts_and_nothing_at_all_is_unknown() -> None:
+    facts = dataclasses.replace(well(), heartbeat=None)
+    assert the(verdict(facts), "beat_silent")[0].severity == "unknown"
+    answering = dataclasses.replace(facts, fleet={**(facts.fleet or {}), "beats": 1})
+    assert the(verdict(answering), "beat_silent")[0].severity == "ok"
+    unwanted = dataclasses.replace(facts, beat_expected=False)
+    assert the(verdict(unwanted), "beat_silent")[0].severity == "ok"
 
 
 def queue_facts(depth: int, age: float | None = None) -> health.Facts:

@@ -130,3 +130,81 @@ def test_solo_has_no_size() -> None:
     with pytest.raises(_pools.BadRequest, match="celeryops_concurrency"):
         wanted = _pools.check_request({"name": "one", "concurrency": 2})
         _pools.rescale([{"name": "one", "queues": ["q"], "pool": "solo"}], {}, wanted)
+
+
+def tune(scaled: dict[str, Any], name: str, **settings: Any) -> dict[str, Any]:
+    return scale(scaled, name=name, settings=settings)
+
+
+def test_settings_are_remembered_told_and_forgotten() -> None:
+    tuned = tune({}, "default", prefetch="4", loglevel="debug", rate_limits={"a": "10/m"})
+    assert tuned == {"default": {"prefetch": 4, "loglevel": "DEBUG", "rate_limits": {"a": "10/m"}}}
+    assert tune(tuned, "default", prefetch=4) == tuned
+    more = tune(tuned, "default", rate_limits={"b": 5}, time_limits={"a": {"hard": 9, "soft": "5"}}, prefetch="")
+    assert more["default"]["rate_limits"] == {"a": "10/m", "b": "5"}
+    assert more["default"]["time_limits"] == {"a": {"hard": 9.0, "soft": 5.0}}
+    assert _pools.merge(INVENTORY, more).differences == [
+        "pool default: prefetch 4 (inventory: not set)",
+        "pool default: loglevel DEBUG (inventory: INFO)",
+        "pool default: rate_limits a 10/m, b 5 (inventory: not set)",
+        "pool default: time_limits a hard 9 s soft 5 s (inventory: not set)",
+    ]
+    settings = {"prefetch": 4, "loglevel": "debug", "rate_limits": {"a": "10/m", "b": "5"}}
+    caught_up = [{**INVENTORY[0], **settings, "time_limits": {"a": {"soft": 5, "hard": 9}}}, *INVENTORY[1:]]
+    assert _pools.tidy(caught_up, more) == {} and _pools.merge(caught_up, more).differences == []
+
+
+@pytest.mark.parametrize(
+    ("change", "way"),
+    [
+        ({"rate_limits": {"a": "1/s"}, "time_limits": {"a": {"soft": 1}}}, "none"),
+        ({"prefetch": 2}, "restart"),
+        ({"loglevel": "DEBUG", "rate_limits": {"a": "1/s"}}, "restart"),
+        ({"loglevel": "info"}, "none"),
+        ({"max_memory_per_child": 1000}, "restart"),
+    ],
+)
+def test_only_limits_of_tasks_change_live(change: dict[str, Any], way: str) -> None:
+    assert _pools.way(INVENTORY[0], {**INVENTORY[0], **change}) == way
+
+
+def test_size_and_limits_change_live_together() -> None:
+    tuned = scale({}, name="default", concurrency=8, settings={"rate_limits": {"a": "1/s"}})
+    before, after = (_pools.merge(INVENTORY, entries).pools[0] for entries in ({}, tuned))
+    assert _pools.way(before, after) == "pool_size" and after["rate_limits"] == {"a": "1/s"}
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "expected"),
+    [
+        ("cpu_bound", {}, {"concurrency": 8, "prefetch": 1}),
+        ("io_bound", {"instances": 2}, {"concurrency": 16, "prefetch": 4}),
+        ("memory_bound", {"instances": 2}, {
+            "concurrency": 2, "prefetch": 1, "max_tasks_per_child": 100, "max_memory_per_child": 600_000}),
+        ("memory_bound", {"pool": "threads"}, {"concurrency": 4, "prefetch": 1}),
+        ("cpu_bound", {"autoscale": {"min": 1, "max": 2}}, {"prefetch": 1}),
+        ("cpu_bound", {"instances": 20}, {"concurrency": 1, "prefetch": 1}),
+    ],
+)  # fmt: skip
+def test_a_profile_fits_the_host(name: str, pool: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert _pools.profile(name, pool, 8, 4_000_000) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("default", {"prefetch": "many"}, "celeryops_prefetch: many"),
+        ("default", {"max_tasks_per_child": -1}, "celeryops_max_tasks_per_child: -1"),
+        ("default", {"loglevel": "loud"}, "celeryops_loglevel: 'loud'"),
+        ("default", {"rate_limits": {"a": "fast"}}, "celeryops_rate_limits.a: 'fast'"),
+        ("default", {"rate_limits": "a=1"}, "celeryops_rate_limits: give a dictionary"),
+        ("default", {"time_limits": {"a": 5}}, "celeryops_time_limits.a: give soft, hard"),
+        ("default", {"time_limits": {"a": {"soft": 5, "hard": 4}}}, "soft 5 is above hard 4"),
+        ("default", {"time_limits": {"a": {"soft": 0}}}, "celeryops_time_limits.a.soft"),
+        ("default", {"soft_time_limit": 9, "time_limit": 5}, "celeryops_soft_time_limit: 9 is above"),
+        ("io", {"max_memory_per_child": 5}, "celeryops_max_memory_per_child: pool io is of kind threads"),
+    ],
+)
+def test_wrong_settings_are_named(name: str, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(_pools.BadRequest, match=words.replace("'", ".")):
+        tune({}, name, **settings)

@@ -118,6 +118,14 @@ def test_current_alone_is_something_to_do() -> None:
     assert str(done) == ("would quiet, drain and stop nothing, switch current from v1 to v2, start and prove them")
 
 
+def test_a_queue_that_is_paused_counts_as_consumed() -> None:
+    rests = {"active_queues": [{"name": "x"}], "celeryops_pauses": {"withheld": ["y"]}, "celeryops_release": "no dict"}
+    heard = Heard.read({"state": "answered", "replies": rests})
+    assert heard == Heard(True, "", ("x", "y"))
+    assert roll(here(), fleet(a_1=heard)).todo == ()
+    assert Heard.read({"state": "answered", "replies": {"celeryops_pauses": "no dict"}}).queues == ()
+
+
 def test_the_plan_in_words() -> None:
     text = str(roll(here("v1"), fleet("v1"), "v1"))
     assert text == (

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 from .connection import RedisStore
 from .errors import PreconditionFailed
@@ -88,6 +89,12 @@ def save(store: RedisStore, wanted: Mapping[str, Pause | None]) -> None:
         else:
             pipe.hset(key, queue, json.dumps(asdict(pause)))
     pipe.execute()
+
+
+def withheld(replies: Mapping[str, Any]) -> list[str]:
+    """The queues a node leaves alone while they are paused; none where it obeys no pause."""
+    told = replies.get(COMMAND)
+    return [str(queue) for queue in told.get("withheld") or ()] if isinstance(told, dict) else []
 
 
 def now_of(store: RedisStore) -> float:

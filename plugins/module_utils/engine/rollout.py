@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import pauses
 from .fleet import ANSWERED, consumed_queues
 
 SURGES = ("auto", "always", "never")
@@ -42,7 +43,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Heard:
-    """What a node told the fleet."""
+    """What a node told the fleet. Its queues are those it consumes, now or once they are resumed."""
 
     answered: bool
     release: str = ""
@@ -56,7 +57,7 @@ class Heard:
         return cls(
             answered=node.get("state") == ANSWERED,
             release=str(told.get("release") or "") if isinstance(told, dict) else "",
-            queues=tuple(consumed_queues(replies)),
+            queues=(*consumed_queues(replies), *pauses.withheld(replies)),
         )
 
 
