@@ -12,8 +12,8 @@ version_added: 0.1.0
 author:
   - celeryops contributors (@celeryops)
 description:
-  - The inventory says which pools a host has. The playbooks C(scale) and C(tune) may have changed their size and settings
-    since, and remember that in the file C(scale.json) in O(config_dir). It puts both together, and writes that file.
+  - The inventory says which pools a host has. The playbooks C(scale) and C(tune) may have changed their size and
+    settings since, and remember that in the file C(scale.json) in O(config_dir). It puts both together, and writes that file.
   - What equals the inventory is not remembered.
   - It changes no worker. The role C(worker) does that.
 extends_documentation_fragment:
@@ -56,8 +56,8 @@ options:
   profile:
     description:
       - Figures for a kind of work, from the processors and the memory of this host. O(concurrency) and O(settings) win.
-      - V(cpu_bound) has a slot for each processor, V(io_bound) four and fetches more ahead, V(memory_bound) half a slot and
-        replaces pool processes after 100 tasks or when they are above their share of three fifths of the memory.
+      - V(cpu_bound) has a slot for each processor, V(io_bound) four and fetches more ahead, V(memory_bound) half a slot
+        and replaces pool processes after 100 tasks or when they are above their share of three fifths of the memory.
     type: str
     choices: [cpu_bound, io_bound, memory_bound]
   queues:
