@@ -175,7 +175,7 @@ def check_settings(settings: Mapping[str, Any]) -> Pool:
             raise BadRequest(f"celeryops_{key}: give a dictionary by task name, not {limits!r}")
         for task, limit in limits.items():
             if key == "rate_limits" and not re.fullmatch(r"[0-9]+(\.[0-9]+)?(/[smh])?", str(limit)):
-                raise BadRequest(f"celeryops_rate_limits.{task}: {limit!r} is no rate; write 10/s, 10/m or 10/h, 0 for none")
+                raise BadRequest(f"celeryops_rate_limits.{task}: {limit!r} is no rate; write 10/s, 10/m or 10/h, or 0")
             if key == "time_limits":
                 _check_time_limit(task, limit)
         if limits:

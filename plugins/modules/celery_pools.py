@@ -13,7 +13,8 @@ author:
   - celeryops contributors (@celeryops)
 description:
   - The inventory says which pools a host has. The playbooks C(scale) and C(tune) may have changed their size and
-    settings since, and remember that in the file C(scale.json) in O(config_dir). It puts both together, and writes that file.
+    settings since, and remember that in the file C(scale.json) in O(config_dir). This module puts both together, and
+    writes that file.
   - What equals the inventory is not remembered.
   - It changes no worker. The role C(worker) does that.
 extends_documentation_fragment:

@@ -5,6 +5,7 @@
 """Real systemd hosts in podman, for the demo, Molecule and the tests.
 
 fleet.py up NAME [--hosts redis1,worker1,worker2]   (again from nothing; --keep reuses a fleet that is up)
+fleet.py reboot NAME HOST                           (the host keeps its disk)
 fleet.py down NAME | --all
 fleet.py status [--json]
 
@@ -224,6 +225,13 @@ def wait_for_boot(name: str, host: str) -> None:
         time.sleep(0.2)
 
 
+def reboot(name: str, host: str) -> None:
+    if host not in {c["host"] for c in containers(name)}:
+        raise FleetError(f"fleet {name} has no host {host}")
+    podman("restart", "-t", "30", f"{prefix(name)}-{host}")
+    wait_for_boot(name, host)
+
+
 def addresses_in(subnet: str, hosts: list[str]) -> dict[str, str]:
     network = ipaddress.ip_network(subnet)
     return {host: str(network[11 + number]) for number, host in enumerate(hosts)}
@@ -279,6 +287,9 @@ def main() -> int:
     verb.add_argument("name")
     verb.add_argument("--hosts", default=DEFAULT_HOSTS, help=f"comma list (default {DEFAULT_HOSTS})")
     verb.add_argument("--keep", action="store_true", help="reuse the fleet if all its hosts are running")
+    verb = verbs.add_parser("reboot", help="stop a host and boot it again")
+    verb.add_argument("name")
+    verb.add_argument("host")
     verb = verbs.add_parser("down", help="remove a fleet, or what is left of it")
     verb.add_argument("name", nargs="?")
     verb.add_argument("--all", action="store_true", help="every fleet of this checkout")
@@ -314,6 +325,10 @@ def main() -> int:
             try:
                 if args.verb == "down":
                     print(f"fleet {name}: {remove(name)} hosts removed")
+                    continue
+                if args.verb == "reboot":
+                    reboot(name, args.host)
+                    print(f"fleet {name}: {args.host} has booted")
                     continue
                 hosts = args.hosts.split(",")
                 bad = [h for h in hosts if not NAME.fullmatch(h)]

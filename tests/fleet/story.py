@@ -190,6 +190,10 @@ class Story:
     def down(self) -> None:
         self._fleet("down", self.name)
 
+    def reboot(self, host: str) -> None:
+        """The host goes down and comes up; what is on its disk stays."""
+        self._fleet("reboot", self.name, host)
+
     def ssh(self, host: str, command: str, check: bool = True) -> str:
         done = subprocess.run(
             ["ssh", "-F", str(self.fleet / "ssh_config"), host, command],
