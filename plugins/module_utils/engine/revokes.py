@@ -64,7 +64,7 @@ def remember(store: RedisStore, ids: Sequence[str], expires: float = EXPIRES) ->
         if fresh < 0:
             raise PreconditionFailed(
                 f"{kept} revoked ids are remembered already, {MOST} at most: {len(wanted) - first} of {len(wanted)} "
-                f"were not added. Revoke fewer at a time, with a shorter expiry, or drop the messages from their queue.",
+                f"were not added. Revoke fewer at a time, with a shorter expiry, or drop the messages instead.",
                 remembered=wanted[:first],
             )
         added += fresh
