@@ -5,14 +5,8 @@
 from __future__ import annotations
 
 
-class ModuleDocFragment:
-    # Results of tasks.
-    DOCUMENTATION = r"""
+_BACKEND = """
 options:
-  return_result:
-    description: Return the result, or the text of the error. It may hold secrets; set C(no_log) on the task then.
-    type: bool
-    default: false
   result_backend:
     description:
       - URL of the result backend.
@@ -21,3 +15,16 @@ options:
 requirements:
   - celery (from the application's virtual environment, see O(virtualenv))
 """
+
+_RETURN = """
+  return_result:
+    description: Return the result, or the text of the error. It may hold secrets; set C(no_log) on the task then.
+    type: bool
+    default: false
+"""
+
+
+class ModuleDocFragment:
+    # Results of tasks, and the backend alone.
+    DOCUMENTATION = _BACKEND.replace("options:", "options:" + _RETURN.rstrip())
+    BACKEND = _BACKEND

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import site
@@ -16,7 +17,15 @@ from typing import Any, NoReturn
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
-from .engine.connection import Broker, BrokerSpec, scrub, scrub_data, secret_values
+from .engine.connection import (
+    Broker,
+    BrokerSpec,
+    import_app,
+    read_environment_file,
+    scrub,
+    scrub_data,
+    secret_values,
+)
 from .engine.errors import CeleryOpsError, PreconditionFailed
 
 
@@ -72,6 +81,18 @@ class CeleryModule:
             connect_timeout=params["connect_timeout"],
             socket_timeout=params["socket_timeout"],
         )
+        self.secrets = [*self.secrets, *spec.secrets]
+        return spec
+
+    def result_spec(self) -> BrokerSpec:
+        """The same with the result backend: the option `result_backend`, the environment file, or the application."""
+        spec = self.broker_spec()
+        backend = self.params["result_backend"] or spec.result_backend
+        if not backend and self.params["app"]:
+            file = self.params["environment_file"]
+            app = import_app(self.params["app"], self.params["app_dir"], read_environment_file(file) if file else None)
+            backend = app.conf.result_backend or ""
+        spec = dataclasses.replace(spec, result_backend=backend)
         self.secrets = [*self.secrets, *spec.secrets]
         return spec
 

@@ -596,6 +596,10 @@ class RedisQueues:
                     break
         return {"messages": messages, "scanned": scanned, "complete": scanned < most}
 
+    def messages(self, queue: str) -> Iterator[bytes]:
+        """Every waiting message, undecoded, the newest first: what is consumed meanwhile leaves at the other end."""
+        return self._walk(queue, newest_first=True)
+
     def unacked(self, most: int = 100) -> dict[str, Any]:
         """Messages that workers hold: fetched and not acknowledged, ETA tasks included. The oldest are listed."""
         self._expect(self.unacked_key, "hash")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import time
 import uuid
@@ -109,6 +110,12 @@ def registered_names(replies: Replies) -> set[str]:
     }
 
 
+def alike(name: str, known: Iterable[str]) -> str:
+    """A sentence with the names that come close, or nothing."""
+    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
+    return f"Close to it: {', '.join(close)}. " if close else ""
+
+
 def queue_names(value: Any) -> list[str]:
     """Queue names out of one answer to `active_queues`."""
     return [str(queue.get("name")) for queue in value or () if isinstance(queue, dict)]
@@ -127,7 +134,8 @@ def demand_known(broker: Broker, control: Control, name: str, queue: str) -> Non
     if name not in registered_names(registered):
         raise TaskUnknown(
             f"name: task {name} is not registered on any of the {len(registered.nodes)} worker(s) that answer{silent}: "
-            f"they would drop it. Correct the name, deploy the release that has it, or set registered_only to false.",
+            f"they would drop it. {alike(name, registered_names(registered))}Correct the name, deploy the release that "
+            f"has it, or set registered_only to false.",
             task=name,
         )
     known = {found for reply in consumed.replies if reply.error is None for found in queue_names(reply.value)}
@@ -187,7 +195,7 @@ def demand_backend(broker: Broker) -> None:
 
 
 @contextlib.contextmanager
-def _backend_guard(broker: Broker) -> Iterator[Any]:
+def backend_guard(broker: Broker) -> Iterator[Any]:
     app = broker.celery_app
     app.conf.update(
         redis_socket_connect_timeout=broker.spec.connect_timeout,
@@ -207,7 +215,7 @@ def _backend_guard(broker: Broker) -> Iterator[Any]:
 def states(broker: Broker, task_ids: Iterable[str], *, with_result: bool = False) -> list[dict[str, Any]]:
     """What the result backend says, in the order asked. PENDING is both: waiting, and unheard of."""
     demand_backend(broker)
-    with _backend_guard(broker) as backend:
+    with backend_guard(broker) as backend:
         return [_meta(task_id, backend.get_task_meta(task_id), with_result) for task_id in task_ids]
 
 
@@ -253,6 +261,25 @@ def wait(broker: Broker, task_id: str, timeout: float, *, with_result: bool = Fa
             )
         time.sleep(min(pause, left))
         pause = min(pause * 1.5, 0.5)
+
+
+def wait_all(
+    broker: Broker, task_ids: Sequence[str], timeout: float, *, with_result: bool = False
+) -> list[dict[str, Any]]:
+    """The states of all, once all have ended; without a timeout as they are."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = states(broker, task_ids, with_result=with_result)
+        left = [item["task_id"] for item in found if not item["ready"]]
+        if not left or timeout <= 0:
+            return found
+        if time.monotonic() >= deadline:
+            raise WaitTimeout(
+                f"wait_timeout: {len(left)} of {len(task_ids)} task(s) have not ended after {timeout:g} s: "
+                f"{', '.join(left[:5])}. Raise it, or leave it out and look where they are.",
+                tasks=found,
+            )
+        time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
 
 
 # Canaries
