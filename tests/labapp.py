@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 from celery import Celery
 
@@ -15,6 +16,7 @@ app = Celery("labapp", broker=os.environ.get("CELERY_BROKER_URL"), backend=os.en
 app.conf.update(
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=1,
+    result_extended=bool(os.environ.get("LABAPP_EXTENDED")),
     broker_transport_options={
         option: os.environ[name]
         for option, name in (("global_keyprefix", "LABAPP_KEY_PREFIX"), ("master_name", "LABAPP_MASTER_NAME"))
@@ -31,6 +33,14 @@ def add(x: int, y: int) -> int:
 @app.task(name="lab.fail")
 def fail(text: str = "failed on purpose") -> None:
     raise ValueError(text)
+
+
+@app.task(name="lab.flaky", bind=True, autoretry_for=(KeyError,), retry_kwargs={"max_retries": 2, "countdown": 0})
+def flaky(self: Any, failures: int) -> int:
+    """Succeeds after so many retries."""
+    if self.request.retries < failures:
+        raise KeyError(failures)
+    return int(self.request.retries)
 
 
 @app.task(name="lab.sleep")

@@ -100,8 +100,8 @@ tasks:
       returned: always
     place:
       description:
-        - Where it was found. V(queued), V(reserved), V(scheduled), V(running), or V(unowned) for one that was fetched by
-          a worker that does not answer or is dead.
+        - Where it was found. V(queued), V(reserved), V(scheduled), V(running), or V(unowned) for one that was fetched
+          by a worker that does not answer or is dead.
       type: str
       returned: always
     queue:

@@ -117,7 +117,10 @@ import time
 from typing import Any
 
 from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import read_environment_file
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import (
+    read_environment_file,
+    secret_values,
+)
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
     CeleryOpsError,
@@ -259,6 +262,9 @@ def run_inline(module: CeleryModule) -> dict[str, Any]:
     for option in ("run_timeout", "timeout"):
         if params[option] <= 0:
             raise PreconditionFailed(f"{option}: must be above 0 seconds, not {params[option]:g}.")
+    module.secrets += module.broker_spec().secrets
+    if params["environment_file"]:
+        module.secrets += secret_values(read_environment_file(params["environment_file"]))
     checked = execute(params, dry=True)
     if "known" in checked:
         raise TaskUnknown(

@@ -26,6 +26,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=1,
     task_ignore_result=True,
+    result_extended=True,
     task_default_queue="default",
     task_routes={
         "shop.charge_card": {"queue": "critical"},
