@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-
 _BACKEND = """
 options:
   result_backend:

@@ -184,10 +184,11 @@ def demand_single(module: CeleryModule) -> None:
 
 def command(params: dict[str, Any]) -> tuple[list[str], dict[str, str], dict[str, Any]]:
     """What to start, its environment, and as whom."""
-    virtualenv = params["virtualenv"]
-    python = os.path.join(virtualenv, "bin", "python")
     if params["app_dir"] and not os.path.isdir(params["app_dir"]):
         raise PreconditionFailed(f"app_dir: {params['app_dir']} is not a directory on this host.")
+    # Past links: a deploy that switches the release meanwhile does not mix two in one process.
+    virtualenv = os.path.realpath(params["virtualenv"])
+    python = os.path.join(virtualenv, "bin", "python")
     try:
         user = pwd.getpwnam(params["user"]) if params["user"] else pwd.getpwuid(os.geteuid())
     except KeyError:
@@ -222,7 +223,7 @@ def execute(params: dict[str, Any], dry: bool) -> dict[str, Any]:
     request = {key: params[key] for key in ("name", "args", "kwargs", "task_id")}
     with subprocess.Popen(
         arguments,
-        cwd=params["app_dir"] or "/",
+        cwd=os.path.realpath(params["app_dir"] or "/"),
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
