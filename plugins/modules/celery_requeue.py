@@ -90,7 +90,7 @@ tasks:
   returned: success
   type: list
   elements: dict
-failed:
+matched:
   description: Failed tasks that fit.
   returned: success
   type: int
@@ -211,7 +211,7 @@ def requeue(module: CeleryModule) -> dict[str, Any]:
         "changed": done.count > 0,
         "count": done.count,
         "tasks": done.sent,
-        "failed": done.failed,
+        "matched": done.matched,
         "already_requeued": done.again,
         "nameless": done.nameless,
         "unknown_tasks": done.unknown_tasks,

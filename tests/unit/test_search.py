@@ -105,5 +105,5 @@ def test_names_of_exceptions() -> None:
 
 def test_names_that_come_close() -> None:
     known = ["shop.sales_report", "shop.send_reminder", "celery.backend_cleanup"]
-    assert alike("shop.sale_report", known) == "Close to it: shop.sales_report. "
-    assert alike("other", known) == ""
+    assert alike("shop.sale_report", known) == "Close to it: shop.sales_report, shop.send_reminder. "
+    assert alike("xyz", known) == ""

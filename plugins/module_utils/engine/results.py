@@ -276,7 +276,7 @@ class Failed:
 
 @dataclass
 class Requeued:
-    failed: int = 0  # that fit
+    matched: int = 0  # failed tasks that fit
     sent: list[dict[str, Any]] = field(default_factory=list)
     count: int = 0
     again: int = 0  # sent again before, for the same failure
@@ -356,7 +356,7 @@ def requeue(
     started = time.monotonic()
     with _Envelopes(broker) as envelopes:
         for task_id, meta in failures(broker, wanted, requeued):
-            requeued.failed += 1
+            requeued.matched += 1
             name, place = meta.get("name"), queue or meta.get("queue")
             failure = f"{task_id} {meta.get('date_done')}"
             if not name:
@@ -391,7 +391,7 @@ def requeue(
                         }
                     )
     requeued.unknown_tasks = dict(unknown)
-    if requeued.failed and requeued.nameless == requeued.failed:
+    if requeued.matched and requeued.nameless == requeued.matched:
         raise PreconditionFailed(
             f"result_extended: {requeued.nameless} failed task(s) fit, and the backend keeps neither name nor "
             f"arguments of any, because the application did not set result_extended. Set result_extended = True; it "
