@@ -7,10 +7,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: redis_queue
-short_description: Purge, move, export, import and filter Celery queues in Redis
+short_description: Purge, move, export, import, filter and rescue messages of Celery queues in Redis
 version_added: 0.1.0
 description:
   - Works on the waiting messages of one queue, all priority steps included. What workers hold is not touched.
+  - With V(rescued) it works on what workers have fetched and not acknowledged, and touches only what no live one holds.
   - Messages are taken aside first, by renaming, so that no worker sees them; every later step moves whole messages at
     once. Workers and producers may go on meanwhile.
   - A run that is killed loses nothing. The next run on the queue, whatever its O(state), finishes the interrupted
@@ -24,9 +25,10 @@ extends_documentation_fragment:
   - celeryops.runbook.attributes
 options:
   queue:
-    description: Name of the queue.
+    description:
+      - Name of the queue.
+      - Only V(rescued) can do without; it then gives back messages of every queue of the database.
     type: str
-    required: true
   state:
     description:
       - V(purged) removes the messages, V(dropped) those that O(filter) selects, both saved to O(path) first.
@@ -34,9 +36,13 @@ options:
         a worker that gives one back gives it back there; order and priority stay.
       - V(exported) copies them, or those that O(filter) selects, to O(path) and leaves them. What workers take or
         producers add meanwhile may or may not be in it.
-      - V(imported) puts the messages of O(path) in front of the queue in their order and priority, once.
+      - V(imported) puts the messages of O(path), or those that O(filter) selects, in front of the queue in their order
+        and priority, each once.
+      - V(rescued) gives messages back that were fetched by workers which are dead, without waiting for the visibility
+        timeout. Every worker is asked what it holds. While a connected node does not answer, or a worker is stopping,
+        nothing is touched and all that may be its is counted in RV(unknown).
     type: str
-    choices: [purged, dropped, moved, exported, imported]
+    choices: [purged, dropped, moved, exported, imported, rescued]
     required: true
   confirm:
     description: Must equal O(queue) for V(purged) and V(dropped).
@@ -49,6 +55,17 @@ options:
       - Let O(to) be a queue that nothing has declared yet, or O(queue) for V(imported) of a file of another queue.
     type: bool
     default: false
+  dead:
+    description:
+      - Names of nodes that do not answer and are surely dead; V(rescued) no longer waits for them.
+      - A node that only hangs runs its tasks as well when it wakes up. One that answers is refused here.
+    type: list
+    elements: str
+    default: []
+  timeout:
+    description: Seconds that nodes have to answer V(rescued).
+    type: float
+    default: 2.0
   path:
     description:
       - File on the host. Written with mode 0600, in place only when it is complete, synced and read back.
@@ -91,8 +108,19 @@ options:
           - Seconds since publishing, by the time that C(celeryops.stamp) wrote into the message.
           - A message without it is not selected, and counted in RV(unknown_age).
         type: float
+      args:
+        description:
+          - The first positional arguments, compared as JSON.
+          - A message whose arguments cannot be read (pickle, compressed) is not selected, and counted in
+            RV(undecodable).
+        type: list
+        elements: raw
+      kwargs:
+        description: Some of the keyword arguments, compared as JSON.
+        type: dict
   max_messages:
-    description: Purge, drop or move at most so many, those consumed next.
+    description:
+      - Purge, drop or move at most so many, those consumed next; or rescue at most so many, those fetched last.
     type: int
   accept:
     description:
@@ -108,7 +136,10 @@ options:
     type: int
     default: 500
 notes:
-  - A file is imported once. That is remembered in Redis for 30 days, under its id.
+  - Each message of a file is imported once. That is remembered in Redis for 30 days, under the file's id.
+  - V(rescued) asks through remote control, which every worker must have on. Workers with the runtime part C(held) are
+    asked for exact deliveries. Of others the task ids in C(active), C(reserved) and C(scheduled) count, tasks with a
+    rate limit are left alone, and one that is stopping cannot be seen.
   - The lock of a run ends 60 seconds after its last step, or at once when its process is seen to be dead.
 seealso:
   - module: celeryops.runbook.redis_queue_info
@@ -153,11 +184,17 @@ EXAMPLES = r"""
     to: slow
     filter:
       tasks: [shop.report]
+
+- name: Give back what dead workers held
+  celeryops.runbook.redis_queue:
+    environment_file: /etc/celeryops/shop/secret.env
+    virtualenv: /srv/shop/current/venv
+    state: rescued
 """
 
 RETURN = r"""
 count:
-  description: Messages removed, moved, copied or restored.
+  description: Messages removed, moved, copied, restored or rescued.
   returned: success
   type: int
   sample: 1200
@@ -171,6 +208,47 @@ tasks:
     - A run with V(purged) or V(exported) does not decode the messages, so these tell it in check mode only.
   returned: when known
   type: dict
+ages:
+  description:
+    - By task name, how many are younger than a C(minute), an C(hour) or a C(day), C(older), or of C(unknown) age.
+  returned: in check mode, state is V(purged), V(dropped) or V(moved)
+  type: dict
+  sample: {"shop.report": {"minute": 3, "hour": 12}}
+queues:
+  description: Rescued messages by the queue they went back to.
+  returned: state is V(rescued)
+  type: dict
+ids:
+  description: Task ids of the rescued messages, at most 1000.
+  returned: state is V(rescued)
+  type: list
+  elements: str
+held:
+  description: Messages that a live worker holds.
+  returned: state is V(rescued)
+  type: int
+unknown:
+  description: Messages that may be held by a node which does not answer or is stopping. They were left alone.
+  returned: state is V(rescued)
+  type: int
+unselected:
+  description: Messages that nobody holds and O(queue), O(filter) or O(max_messages) leave out.
+  returned: state is V(rescued)
+  type: int
+unroutable:
+  description: Messages that nobody holds and for which no queue is bound. They were left alone.
+  returned: state is V(rescued)
+  type: int
+changed_meanwhile:
+  description: Messages that somebody else gave back, fetched or acknowledged meanwhile.
+  returned: state is V(rescued)
+  type: int
+nodes:
+  description:
+    - Who was asked. C(answered) and C(stopping) are names, C(silent) is the number of connected nodes without an answer.
+    - C(suspects) are names under which workers were once connected and that did not answer. Dead ones are among them.
+  returned: state is V(rescued)
+  type: dict
 undecodable:
   description: Messages met that cannot be decoded.
   returned: success
@@ -180,13 +258,13 @@ unknown_age:
   returned: success
   type: int
 before:
-  description: Waiting messages of RV(before.queue), and of RV(before.to) for V(moved).
+  description: Waiting messages of RV(before.queue), and of RV(before.to) for V(moved). C(unacked) for V(rescued).
   returned: success
   type: dict
   contains:
     queue:
       description: Of O(queue).
-      returned: success
+      returned: state is not V(rescued)
       type: int
     to:
       description: Of O(to).
@@ -221,15 +299,23 @@ from typing import Any
 
 from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import savefile
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed, QueueUnknown
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.queues import Outcome, RedisQueues, Selection
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.rescue import rescue
 
 ARGUMENT_SPEC: dict[str, Any] = {
-    "queue": {"type": "str", "required": True},
-    "state": {"type": "str", "required": True, "choices": ["purged", "dropped", "moved", "exported", "imported"]},
+    "queue": {"type": "str"},
+    "state": {
+        "type": "str",
+        "required": True,
+        "choices": ["purged", "dropped", "moved", "exported", "imported", "rescued"],
+    },
     "confirm": {"type": "str"},
     "to": {"type": "str"},
     "create": {"type": "bool", "default": False},
+    "dead": {"type": "list", "elements": "str", "default": []},
+    "timeout": {"type": "float", "default": 2.0},
     "path": {"type": "path"},
     "save": {"type": "bool", "default": True},
     "overwrite": {"type": "bool", "default": False},
@@ -240,6 +326,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "tasks": {"type": "list", "elements": "str"},
             "ids": {"type": "list", "elements": "str"},
             "older_than": {"type": "float"},
+            "args": {"type": "list", "elements": "raw"},
+            "kwargs": {"type": "dict"},
         },
     },
     "max_messages": {"type": "int"},
@@ -256,13 +344,19 @@ REMOVES = ("purged", "dropped")
 
 def selection(params: dict[str, Any]) -> Selection:
     given = params["filter"] or {}
-    return Selection(tuple(given.get("tasks") or ()), frozenset(given.get("ids") or ()), given.get("older_than"))
+    return Selection(
+        tuple(given.get("tasks") or ()),
+        frozenset(given.get("ids") or ()),
+        given.get("older_than"),
+        given.get("args"),
+        given.get("kwargs"),
+    )
 
 
 def check(params: dict[str, Any], wanted: Selection) -> None:
     """What can be judged without the broker."""
     state, queue = params["state"], params["queue"]
-    if not queue:
+    if not queue and (state != "rescued" or queue is not None):
         raise PreconditionFailed("queue: is empty. Name the queue.")
     if state in REMOVES and params["confirm"] != queue:
         given = f"not {params['confirm']!r}" if params["confirm"] is not None else "and is not set"
@@ -275,20 +369,26 @@ def check(params: dict[str, Any], wanted: Selection) -> None:
         )
     if state == "moved" and params["to"] in ("", queue):
         raise PreconditionFailed("to: must name another queue.")
-    if wanted and state in ("purged", "imported"):
-        raise PreconditionFailed(
-            f"filter: has no meaning with state {state}." + (" Use state: dropped." if state == "purged" else "")
-        )
+    if params["dead"] and state != "rescued":
+        raise PreconditionFailed(f"dead: has no meaning with state {state}.")
+    if params["timeout"] <= 0:
+        raise PreconditionFailed(f"timeout: must be above 0 seconds, not {params['timeout']}.")
+    if wanted and state == "purged":
+        raise PreconditionFailed("filter: has no meaning with state purged. Use state: dropped.")
     for name, value in (params["filter"] or {}).items():
-        if isinstance(value, list) and not all(value or [""]):
+        if (name in ("tasks", "ids") and value is not None and not all(value or [""])) or value in ([], {}):
             raise PreconditionFailed(f"filter.{name}: is empty or names nothing. Leave it out if it is no condition.")
     if params["filter"] is not None and not wanted and state != "dropped":
-        raise PreconditionFailed("filter: holds no condition. Give tasks, ids or older_than, or leave filter out.")
+        raise PreconditionFailed("filter: holds no condition. Give tasks, ids, older_than, args or kwargs, or leave it out.")
     if state == "dropped" and not wanted:
-        raise PreconditionFailed("filter: give tasks, ids or older_than; to remove all messages use state: purged.")
+        raise PreconditionFailed(
+            "filter: give tasks, ids, older_than, args or kwargs; to remove all messages use state: purged."
+        )
     if params["path"] is None and (state in ("exported", "imported") or (state in REMOVES and params["save"])):
         hint = " To remove them without a copy set save: false." if state in REMOVES else ""
         raise PreconditionFailed(f"path: state {state} needs the name of a file on this host.{hint}")
+    if params["path"] is not None and state in ("moved", "rescued"):
+        raise PreconditionFailed(f"path: has no meaning with state {state}.")
     if not params["save"] and (state not in REMOVES or params["path"] is not None):
         raise PreconditionFailed("save: false goes with state purged or dropped, and without path.")
     if params["max_messages"] is not None:
@@ -314,7 +414,9 @@ def forecast(queues: RedisQueues, params: dict[str, Any], wanted: Selection) -> 
         outcome.save_id, outcome.sha256 = str(saved.header["id"]), saved.sha256
         outcome.already_imported = queues.imported(outcome.save_id)
         if outcome.already_imported is None:
-            outcome.count, outcome.by_priority = saved.count, saved.messages
+            found = queues.imports(saved, path, wanted)
+            outcome.count, outcome.tasks = found.count, found.tasks
+            outcome.undecodable, outcome.unknown_age = found.undecodable, found.unknown_age
         return outcome
     if path is not None:
         again = state in REMOVES and not queues.has_any(queue, wanted)
@@ -322,8 +424,8 @@ def forecast(queues: RedisQueues, params: dict[str, Any], wanted: Selection) -> 
     pending = queues.interrupted(queue)
     if pending is not None:
         outcome.recovered = {**pending, "action": "pending"}
-    found = queues.task_names(queue, wanted, limit=params["max_messages"])
-    outcome.tasks, outcome.count = found.tasks, found.count
+    found = queues.task_names(queue, wanted, limit=params["max_messages"], ages=state != "exported")
+    outcome.tasks, outcome.count, outcome.ages = found.tasks, found.count, found.ages
     outcome.undecodable, outcome.unknown_age = found.undecodable, found.unknown_age
     if not wanted and state in ("purged", "exported"):
         # These take every message, decodable or not.
@@ -344,7 +446,7 @@ def act(queues: RedisQueues, params: dict[str, Any], wanted: Selection) -> Outco
         return queues.move(queue, params["to"], wanted, limit=limit)
     if state == "exported":
         return queues.export(queue, path, selection=wanted, **file)
-    return queues.import_(path, queue, accept=params["accept"])
+    return queues.import_(path, queue, selection=wanted, accept=params["accept"])
 
 
 def change(module: CeleryModule) -> dict[str, Any]:
@@ -354,6 +456,9 @@ def change(module: CeleryModule) -> dict[str, Any]:
     state, queue, to = params["state"], params["queue"], params["to"]
     with module.broker() as broker:
         queues = RedisQueues.of(broker, params["batch_size"])
+        if state == "rescued":
+            with Control(broker, timeout=params["timeout"]) as control:
+                return give_back(queues, control, module, wanted)
         if state != "imported":
             queues.require(queue)
         elif not params["create"] and savefile.read_header(params["path"])["queue"] != queue:
@@ -374,6 +479,38 @@ def change(module: CeleryModule) -> dict[str, Any]:
             outcome = act(queues, params, wanted)
             after = depths(queues, names)
     return report(outcome, before, after)
+
+
+def give_back(queues: RedisQueues, control: Control, module: CeleryModule, wanted: Selection) -> dict[str, Any]:
+    params = module.params
+    if params["queue"] is not None:
+        known(queues, params["queue"], "queue")
+    before = {"unacked": queues.unacked_count()}
+    done = rescue(
+        queues,
+        control,
+        queue=params["queue"],
+        selection=wanted,
+        dead=params["dead"],
+        limit=params["max_messages"],
+        dry=module.check_mode,
+    )
+    after = {"unacked": before["unacked"] - done.count if module.check_mode else queues.unacked_count()}
+    names = ("count", "tasks", "queues", "by_priority", "ids", "held", "unknown", "unselected", "unroutable")
+    return {
+        "changed": done.count > 0,
+        **{name: getattr(done, name) for name in (*names, "undecodable", "unknown_age", "changed_meanwhile")},
+        "nodes": {
+            "answered": done.answered,
+            "silent": done.silent,
+            "stopping": done.stopping,
+            "suspects": done.suspects,
+        },
+        "before": before,
+        "after": after,
+        "elapsed": round(done.elapsed, 3),
+        "diff": {"before": before, "after": {**after, "rescued": done.tasks}},
+    }
 
 
 def known(queues: RedisQueues, queue: str, option: str) -> None:
@@ -404,6 +541,9 @@ def report(outcome: Outcome, before: dict[str, int], after: dict[str, int]) -> d
     if outcome.tasks is not None:
         result["tasks"] = outcome.tasks
         result["diff"]["after"] = {**after, outcome.operation: outcome.tasks}
+    if outcome.ages is not None:
+        result["ages"] = outcome.ages
+        result["diff"]["after"]["ages"] = outcome.ages
     if outcome.save_id is not None:
         result["saved"] = {
             "path": outcome.path,

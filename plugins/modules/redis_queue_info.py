@@ -89,6 +89,13 @@ options:
       - They are only listed.
     type: bool
     default: false
+  sent:
+    description:
+      - File on the host with ids of tasks that producers sent, one a line, bare or as the member C(id) of a JSON line.
+      - Tells which of them are in no queue, with no worker and without a result; a worker killed in the moment between
+        fetching a message and recording it takes the message with it, and only who sent it knows its id.
+      - Needs the result backend. A task whose result is ignored or expired cannot be told from a lost one.
+    type: path
 seealso:
   - module: celeryops.runbook.redis_queue
   - module: celeryops.runbook.celery_inspect
@@ -220,6 +227,15 @@ undecodable:
   description: Messages in all places looked at that cannot be decoded.
   returned: with O(task_names), O(unacked) or O(peek)
   type: int
+lost:
+  description: Ids of O(sent) that are nowhere.
+  returned: with O(sent)
+  type: list
+  elements: str
+silent:
+  description: Connected nodes that did not answer; early acknowledged tasks that they run are among RV(lost).
+  returned: with O(sent)
+  type: int
 reply_keys:
   description: Leaked reply lists, their C(count) and C(bytes), and the C(keys) with their idle seconds.
   returned: with O(reply_keys)
@@ -235,8 +251,11 @@ from typing import Any
 
 from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import pauses
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import Broker
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed, QueueUnknown
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.queues import RedisQueues
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.rescue import nowhere, read_ids
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "queues": {"type": "list", "elements": "str"},
@@ -258,6 +277,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
         },
     },
     "reply_keys": {"type": "bool", "default": False},
+    "sent": {"type": "path"},
 }
 
 
@@ -321,8 +341,20 @@ def info(module: CeleryModule) -> dict[str, Any]:
             result["undecodable"] = undecodable
         if params["reply_keys"]:
             result["reply_keys"] = queues.reply_keys(most=params["max_messages"])
+        if params["sent"] is not None:
+            result["lost"], result["silent"] = account(broker, queues, params["sent"])
         result["elapsed"] = round(time.monotonic() - started, 6)
     return {"changed": False, **result}
+
+
+def account(broker: Broker, queues: RedisQueues, path: str) -> tuple[list[str], int]:
+    if not broker.spec.result_backend:
+        raise PreconditionFailed(
+            "sent: without a result backend a finished task cannot be told from a lost one. Give app or an "
+            "environment_file that names CELERY_RESULT_BACKEND."
+        )
+    with Control(broker) as control:
+        return nowhere(queues, control, broker.celery_app.backend, read_ids(path))
 
 
 def judge_missing(queues: RedisQueues, found: dict[str, dict[str, Any]], fail: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-PARTS = ("notify", "watchdog", "release", "stamp", "canary", "ledger", "revokes", "pause", "limits", "heartbeat")
+PARTS = ("notify", "watchdog", "release", "stamp", "canary", "ledger", "held", "revokes", "pause", "limits", "heartbeat")
 
 
 def disabled() -> frozenset[str]:

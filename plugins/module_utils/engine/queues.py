@@ -38,12 +38,14 @@ from .errors import (
     UnknownLayout,
     WrongType,
 )
-from .message import Envelope, Rerouter, identify
+from .message import Envelope, Rerouter, identify, published
 
 LOCK_TTL = 60
 IMPORT_MARKER_TTL = 30 * 86400
 REPLY_KEY_IDLE = 600
 BATCH = 500
+# Ages shown before messages are removed: the bound in seconds and what is below it.
+_AGES = ((60.0, "minute"), (3600.0, "hour"), (86400.0, "day"), (float("inf"), "older"))
 _BATCH_BYTES = 1 << 20
 # Lists of our own beside a queue, from the next to be consumed to the newest.
 _PARTS = ("odd", "picked", "kept", "scan")
@@ -219,11 +221,18 @@ return redis.call('DEL', KEYS[2])
 """
 )
 
-# KEYS lock record marker   ARGV token ttl value seconds
+# `done` becomes the note of which messages of the file are imported. A value says that all are.
+# KEYS lock record marker done noted   ARGV token ttl value seconds
 _FINISH_IMPORT = (
     _GUARD
     + """
-redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[4])
+if ARGV[3] ~= '' then
+  redis.call('SET', KEYS[3], ARGV[3], 'EX', ARGV[4])
+  redis.call('UNLINK', KEYS[4], KEYS[5])
+elseif redis.call('EXISTS', KEYS[4]) == 1 then
+  redis.call('RENAME', KEYS[4], KEYS[5])
+  redis.call('EXPIRE', KEYS[5], ARGV[4])
+end
 return redis.call('DEL', KEYS[2])
 """
 )
@@ -240,27 +249,43 @@ class Selection:
     tasks: tuple[str, ...] = ()
     ids: frozenset[str] = frozenset()
     older_than: float | None = None
+    args: Sequence[Any] | None = None  # the first positional arguments
+    kwargs: Mapping[str, Any] | None = None  # some keyword arguments
 
     def __bool__(self) -> bool:
-        return bool(self.tasks or self.ids) or self.older_than is not None
+        return bool(self.tasks or self.ids) or self.older_than is not None or self.by_arguments
+
+    @property
+    def by_arguments(self) -> bool:
+        return self.args is not None or self.kwargs is not None
 
     @property
     def by_task_only(self) -> bool:
-        return bool(self.tasks) and not self.ids and self.older_than is None
+        return bool(self.tasks) and not self.ids and self.older_than is None and not self.by_arguments
 
     def has_task(self, name: str) -> bool:
         return not self.tasks or any(name == task or fnmatch.fnmatchcase(name, task) for task in self.tasks)
 
     def judge(self, raw: bytes, now: float) -> tuple[bool, str, bool]:
         """(wanted, task name, age unknown); BadMessage for what cannot be read."""
-        if self.older_than is None:
+        if self.older_than is None and not self.by_arguments:
             task, identity = identify(raw)
             return self.has_task(task) and (not self.ids or identity in self.ids), task, False
         envelope = Envelope.parse(raw)
-        wanted = self.has_task(envelope.task) and (not self.ids or envelope.id in self.ids)
-        if wanted and envelope.published is None:
-            return False, envelope.task, True
-        return wanted and now - (envelope.published or now) >= self.older_than, envelope.task, False
+        wanted, undated = self.judge_envelope(envelope, now)
+        return wanted, envelope.task, undated
+
+    def judge_envelope(self, envelope: Envelope, now: float) -> tuple[bool, bool]:
+        """(wanted, age unknown) of a message that is read already; BadMessage if its arguments cannot be."""
+        if not self.has_task(envelope.task) or (self.ids and envelope.id not in self.ids):
+            return False, False
+        if self.by_arguments and not envelope.has_arguments(self.args, self.kwargs):
+            return False, False
+        if self.older_than is None:
+            return True, False
+        if envelope.published is None:
+            return False, True
+        return now - envelope.published >= self.older_than, False
 
 
 @dataclass
@@ -273,6 +298,7 @@ class Names:
     scanned: int = 0
     complete: bool = True
     count: int = 0
+    ages: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -283,6 +309,7 @@ class Outcome:
     queue: str
     count: int = 0
     tasks: dict[str, int] | None = None
+    ages: dict[str, dict[str, int]] | None = None
     by_priority: dict[str, int] = field(default_factory=dict)
     undecodable: int = 0
     unknown_age: int = 0
@@ -372,6 +399,9 @@ class RedisQueues:
 
     def _marker(self, identity: str) -> str:
         return f"{self.key_prefix}celeryops:imported:{identity}"
+
+    def _noted(self, identity: str) -> str:
+        return f"{self._marker(identity)}:messages"
 
     # Reading
 
@@ -510,10 +540,16 @@ class RedisQueues:
         return row
 
     def task_names(
-        self, queue: str, selection: Selection | None = None, *, limit: int | None = None, most: int | None = None
+        self,
+        queue: str,
+        selection: Selection | None = None,
+        *,
+        limit: int | None = None,
+        most: int | None = None,
+        ages: bool = False,
     ) -> Names:
-        """Waiting messages by task name; only those selected, if a selection is given. `limit` stops after so many
-        hits (the next to be consumed), `most` after so many messages looked at."""
+        """Waiting messages by task name, with `ages` by age too; only those selected, if a selection is given. `limit`
+        stops after so many hits (the next to be consumed), `most` after so many messages looked at."""
         found = Names()
         counts: Counter[str] = Counter()
         now = self.now()
@@ -531,6 +567,10 @@ class RedisQueues:
             if hit:
                 counts[task] += 1
                 found.count += 1
+                if ages:
+                    label = _age_label(published(raw), now)
+                    row = found.ages.setdefault(task, {})
+                    row[label] = row.get(label, 0) + 1
             elif unknown:
                 found.unknown_age += 1
         found.tasks = dict(counts.most_common())
@@ -602,8 +642,7 @@ class RedisQueues:
 
     def unacked(self, most: int = 100) -> dict[str, Any]:
         """Messages that workers hold: fetched and not acknowledged, ETA tasks included. The oldest are listed."""
-        self._expect(self.unacked_key, "hash")
-        self._expect(self.unacked_index_key, "zset")
+        self.check_unacked()
         now = self.now()
         pipe = self.client.pipeline(transaction=False)
         pipe.hlen(self.unacked_key)
@@ -622,6 +661,29 @@ class RedisQueues:
             "messages": messages,
             "undecodable": sum(item["task"] is None for item in messages),
         }
+
+    def check_unacked(self) -> None:
+        """Refuse what kombu did not write."""
+        self._expect(self.unacked_key, "hash")
+        self._expect(self.unacked_index_key, "zset")
+
+    def unacked_count(self) -> int:
+        return int(self.client.hlen(self.unacked_key))
+
+    def unacked_ids(self) -> Iterator[str]:
+        """Task ids of everything that workers hold, or held when they died."""
+        for _tag, raw in self.client.hscan_iter(self.unacked_key, count=200):
+            identity = self._held(_tag, raw, 0.0)["id"]
+            if identity is not None:
+                yield identity
+
+    def ids(self, queue: str) -> Iterator[str]:
+        """Task ids of the waiting messages of a queue, those that an interrupted operation has aside too."""
+        sources = [self._walk(queue, newest_first=True)]
+        sources += [self._pages_of(self._own(queue, part, step)) for part in _PARTS for step in self.steps]
+        for raw in itertools.chain(*sources):
+            with contextlib.suppress(BadMessage):
+                yield identify(raw)[1]
 
     def unacked_names(self, most: int = 100_000) -> dict[str, dict[str, int]]:
         """Unacked messages by queue and task name. What cannot be decoded is under ''."""
@@ -714,6 +776,10 @@ class RedisQueues:
             for batch in self._from_back(key) if newest_first else self._from_front(key):
                 yield from batch
 
+    def _pages_of(self, key: str) -> Iterator[bytes]:
+        for batch in self._from_front(key):
+            yield from batch
+
     def _from_back(self, key: str) -> Iterator[list[bytes]]:
         """A live list from its newest message on. What arrives meanwhile is not looked at; nothing that stays is
         missed or seen twice, because each page begins with the last message of the one before."""
@@ -779,7 +845,7 @@ class RedisQueues:
     ) -> Outcome:
         """Remove the selected messages; the others keep their order."""
         if not selection:
-            raise PreconditionFailed("filter: give tasks, ids or older_than; to remove all messages use state: purged.")
+            raise PreconditionFailed("filter: holds no condition; to remove all messages use state: purged.")
         return self._remove("dropped", queue, selection, path, limit, overwrite, compress_level)
 
     def move(self, queue: str, to: str, selection: Selection | None = None, *, limit: int | None = None) -> Outcome:
@@ -837,8 +903,11 @@ class RedisQueues:
         outcome.elapsed = time.monotonic() - started
         return outcome
 
-    def import_(self, path: str, queue: str, *, accept: Sequence[str] = ()) -> Outcome:
-        """Put the messages of a file in front of the queue (they waited first), in their order and priority, once."""
+    def import_(
+        self, path: str, queue: str, *, selection: Selection | None = None, accept: Sequence[str] = ()
+    ) -> Outcome:
+        """Put the messages of a file, or those selected, in front of the queue (they waited first), in their order and
+        priority, each once however often it is called."""
         started = time.monotonic()
         saved = savefile.verify(path)
         self.check_import(saved, path, queue, accept)
@@ -851,7 +920,7 @@ class RedisQueues:
             if before is not None:
                 outcome.already_imported = before
                 return outcome
-            self._load(queue, saved, path, lock, outcome)
+            self._load(queue, saved, path, lock, outcome, selection or Selection())
         outcome.elapsed = time.monotonic() - started
         return outcome
 
@@ -1134,7 +1203,36 @@ class RedisQueues:
                     pace.seen(batch)
         outcome.by_priority, outcome.count, outcome.tasks = sent, sum(sent.values()), dict(counts.most_common())
 
-    def _load(self, queue: str, saved: savefile.Saved, path: str, lock: _Lock, outcome: Outcome) -> None:
+    def imports(self, saved: savefile.Saved, path: str, selection: Selection) -> Names:
+        """The messages of a file that an import would restore now, by task name."""
+        found = Names()
+        counts: Counter[str] = Counter()
+        now = self.now()
+        done = self._imported_bits(str(saved.header["id"]))
+        number = -1
+        for _step, batch in savefile.batches(path, lambda: self.batch_size):
+            for raw in batch:
+                number += 1
+                if _bit(done, number):
+                    continue
+                try:
+                    hit, task, unknown = selection.judge(raw, now)
+                except BadMessage:
+                    found.undecodable += 1
+                    found.count += not selection
+                    continue
+                found.unknown_age += unknown
+                found.count += hit
+                counts[task] += hit
+        found.tasks = dict(+counts)
+        return found
+
+    def _imported_bits(self, identity: str) -> bytes:
+        return self.client.get(self._noted(identity)) or b""
+
+    def _load(
+        self, queue: str, saved: savefile.Saved, path: str, lock: _Lock, outcome: Outcome, selection: Selection
+    ) -> None:
         header = saved.header
         identity = str(header["id"])
         record = {"id": identity, "operation": "imported", "phase": "loading", "host": socket.gethostname(),
@@ -1143,6 +1241,9 @@ class RedisQueues:
         command = "LPUSH" if header.get("order") == "oldest-first" else "RPUSH"
         counts: Counter[str] = Counter()
         loaded: dict[str, int] = dict.fromkeys(map(str, self.steps), 0)
+        now = self.now()
+        bits = bytearray(self._imported_bits(identity).ljust(saved.count // 8 + 1, b"\0"))
+        number = -1
         self._run(_ASIDE, lock, [self._own(queue, "record")], _pairs(record))
         try:
             pace = _Pace(self.batch_size)
@@ -1150,22 +1251,32 @@ class RedisQueues:
                 pace.seen(batch)
                 messages = []
                 for raw in batch:
+                    number += 1
+                    if _bit(bits, number):
+                        continue
                     try:
-                        task, rerouted = reroute(raw) if reroute else (identify(raw)[0], raw)
+                        hit, task, unknown = selection.judge(raw, now)
+                        outcome.unknown_age += unknown
+                        if not hit:
+                            continue
+                        messages.append(reroute(raw)[1] if reroute else raw)
                         counts[task] += 1
-                        messages.append(rerouted)
                     except BadMessage:
                         outcome.undecodable += 1
-                        if reroute is None:
-                            messages.append(raw)
+                        if reroute is not None or selection:
+                            continue
+                        messages.append(raw)
+                    bits[number >> 3] |= 1 << (number & 7)
                 if messages:
                     self._run(_LOAD, lock, [self._own(queue, "picked", step)], [command, *_joined(messages)])
                 loaded[str(step)] += len(messages)
-            expected = saved.count - (outcome.undecodable if reroute else 0)
-            if sum(loaded.values()) != expected:
+            if number + 1 != saved.count:
                 raise PreconditionFailed(f"path: {path} changed while it was read. Nothing was imported.")
-            self._note(queue, lock, phase="joining")
-            self._join_import(queue, identity, lock)
+            whole = not selection or sum(map(int.bit_count, bits)) == saved.count
+            if not whole:
+                self.client.set(self._own(queue, "done"), bytes(bits), ex=IMPORT_MARKER_TTL)
+            self._note(queue, lock, phase="joining", whole="yes" if whole else "")
+            self._join_import(queue, identity, lock, whole)
         except LockHeld:
             raise
         except BaseException as exc:
@@ -1173,10 +1284,10 @@ class RedisQueues:
             raise
         outcome.by_priority, outcome.count, outcome.tasks = loaded, sum(loaded.values()), dict(counts.most_common())
 
-    def _join_import(self, queue: str, identity: str, lock: _Lock) -> None:
+    def _join_import(self, queue: str, identity: str, lock: _Lock, whole: bool) -> None:
         self._put_back(queue, lock, ("picked",))
-        value = f"{_iso(time.time())} into {queue}"
-        keys = [self._own(queue, "record"), self._marker(identity)]
+        value = f"{_iso(time.time())} into {queue}" if whole else ""
+        keys = [self._own(queue, "record"), self._marker(identity), self._own(queue, "done"), self._noted(identity)]
         self._run(_FINISH_IMPORT, lock, keys, [value, IMPORT_MARKER_TTL])
 
     def _recover(self, queue: str, lock: _Lock) -> dict[str, Any] | None:
@@ -1189,7 +1300,8 @@ class RedisQueues:
         here = record["host"] == socket.gethostname()
         if record["operation"] == "imported":
             if record["phase"] == "joining":
-                self._join_import(queue, identity, lock)
+                # A record of an older version has no such field; it imported whole files only.
+                self._join_import(queue, identity, lock, record.get("whole", "yes") == "yes")
                 return {**base, "action": "finished", "count": 0}
             self._finish(queue, lock)
             return {**base, "action": "undone", "count": 0}
@@ -1280,7 +1392,7 @@ class RedisQueues:
             yield _Lock(key, value, time.monotonic())
         finally:
             with contextlib.suppress(Exception):
-                self._script(_RELEASE)(keys=[key], args=[value])
+                self.script(_RELEASE)(keys=[key], args=[value])
 
     def _lock_holder(self, queue: str, *, clear: bool = False) -> dict[str, Any] | None:
         """Who holds the lock, unless it is known to be dead; `clear` removes the lock of the dead."""
@@ -1292,7 +1404,7 @@ class RedisQueues:
         alive = _process(int(holder["pid"]))
         if holder["space"] == alive["space"] and holder["begun"] != alive["begun"]:
             if clear:
-                self._script(_RELEASE)(keys=[key], args=[raw])
+                self.script(_RELEASE)(keys=[key], args=[raw])
             return None
         return {"host": holder["host"], "pid": holder["pid"]}
 
@@ -1325,7 +1437,7 @@ class RedisQueues:
         from redis.exceptions import ResponseError
 
         try:
-            return self._script(script)(keys=[lock.key, *keys], args=[lock.value, LOCK_TTL * 1000, *args])
+            return self.script(script)(keys=[lock.key, *keys], args=[lock.value, LOCK_TTL * 1000, *args])
         except ResponseError as exc:
             if "CELERYOPS lock lost" in str(exc):
                 raise LockHeld(
@@ -1336,10 +1448,14 @@ class RedisQueues:
                 raise PreconditionFailed(f"queue: it changed meanwhile ({exc}). Run again.") from exc
             raise
 
-    def _script(self, source: str) -> Any:
+    def script(self, source: str) -> Any:
         if source not in self._scripts:
             self._scripts[source] = self.client.register_script(source)
         return self._scripts[source]
+
+
+def _age_label(moment: float | None, now: float) -> str:
+    return "unknown" if moment is None else next(label for bound, label in _AGES if now - moment < bound)
 
 
 def _summary(envelope: Envelope, now: float, include_arguments: bool) -> dict[str, Any]:
@@ -1365,6 +1481,10 @@ def _summary(envelope: Envelope, now: float, include_arguments: bool) -> dict[st
 def _saved(outcome: Outcome, saved: savefile.Saved, writer: savefile.Writer) -> None:
     outcome.path, outcome.save_id, outcome.sha256 = writer.path, str(saved.header["id"]), saved.sha256
     outcome.count, outcome.by_priority, outcome.bytes = saved.count, saved.messages, writer.bytes
+
+
+def _bit(bits: bytes | bytearray, number: int) -> bool:
+    return number >> 3 < len(bits) and bool(bits[number >> 3] >> (number & 7) & 1)
 
 
 def _joined(messages: Sequence[bytes]) -> tuple[str, bytes]:
