@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import time
+from functools import lru_cache
 from typing import Any
 
+import redis
 from celery import Celery
 
 app = Celery("labapp", broker=os.environ.get("CELERY_BROKER_URL"), backend=os.environ.get("CELERY_RESULT_BACKEND"))
@@ -53,6 +55,20 @@ def sleep(seconds: float, secret: str = "") -> float:
 def late(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
+
+
+@lru_cache(maxsize=1)
+def _notes(_pid: int) -> redis.Redis:
+    """One connection a process: a forked pool child must not share its parent's."""
+    return redis.Redis.from_url(os.environ["LABAPP_NOTES_URL"])
+
+
+@app.task(name="lab.noted", bind=True, acks_late=True)
+def noted(self: Any) -> None:
+    """Notes its begin and its end in the database of LABAPP_NOTES_URL."""
+    client = _notes(os.getpid())
+    client.rpush("lab:begun", self.request.id)
+    client.rpush("lab:done", self.request.id)
 
 
 @app.task(name="lab.limited", rate_limit="10/m", time_limit=60, soft_time_limit=50)

@@ -125,11 +125,11 @@ options:
   accept:
     description:
       - What may be otherwise in V(imported).
-      - V(queue), V(db), V(key_prefix) that the file comes from another one. For another queue the routing is rewritten.
+      - V(broker), V(queue), V(db), V(key_prefix) that the file comes from another one. For another queue the routing is rewritten.
       - V(copy) that the file is from V(exported), so that its messages may run twice.
     type: list
     elements: str
-    choices: [queue, db, key_prefix, copy]
+    choices: [broker, queue, db, key_prefix, copy]
     default: []
   batch_size:
     description: Messages a step, 1 to 5000. Larger gains nothing and lets other clients of Redis wait.
@@ -334,7 +334,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "accept": {
         "type": "list",
         "elements": "str",
-        "choices": ["queue", "db", "key_prefix", "copy"],
+        "choices": ["broker", "queue", "db", "key_prefix", "copy"],
         "default": [],
     },
     "batch_size": {"type": "int", "default": 500},

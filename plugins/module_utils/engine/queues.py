@@ -931,9 +931,10 @@ class RedisQueues:
 
     def check_import(self, saved: savefile.Saved, path: str, queue: str, accept: Sequence[str] = ()) -> None:
         header = saved.header
-        here = {"queue": queue, "db": self.db, "key_prefix": self.key_prefix}
+        here = {"broker": self.address, "queue": queue, "db": self.db, "key_prefix": self.key_prefix}
         for name, value in here.items():
-            if header[name] != value and name not in accept:
+            # A file made without an address has none to compare.
+            if header.get(name, value) != value and name not in accept:
                 raise PreconditionFailed(
                     f"path: {path} was saved from {name} {header[name]!r}, not {value!r}. To import it all the same, "
                     f"add {name} to accept."

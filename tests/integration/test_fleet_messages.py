@@ -1,0 +1,158 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""queue_purge, queue_restore, queue_move and queue_rescue on real hosts, while the workers go on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from typing import Any
+
+import pytest
+from fleet.story import SHOP, Story
+
+pytestmark = pytest.mark.ansible
+
+# Nobody consumes this queue.
+IDLE = "parked"
+SEND = """
+import sys
+from shop.celery import app
+from shop.book import SENT
+import celeryops.stamp, json, os, redis
+queue, task, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+arguments = json.loads(sys.argv[4])
+book = redis.Redis.from_url(os.environ["SHOP_LEDGER_URL"])
+for number in range(count):
+    sent = app.send_task(task, args=[number, *arguments], queue=queue, priority=(0, 3)[number % 2])
+    book.rpush(SENT, json.dumps({"id": sent.id, "task": task, "published": None, "eta": None}))
+    print(sent.id)
+"""
+
+
+def send(story: Story, queue: str, task: str, count: int, *arguments: Any) -> list[str]:
+    done = subprocess.run(
+        [str(story.venv / "bin" / "python"), "-c", SEND, queue, task, str(count), json.dumps(arguments)],
+        cwd=SHOP / "src", env=story.client_environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
+def waiting(story: Story, queue: str) -> list[str]:
+    """Ids by priority, in the order of consumption."""
+    found = []
+    for key in (queue, f"{queue}\x06\x163"):
+        lines = [line for line in story.redis("LRANGE", key, "0", "-1").splitlines() if line]
+        found += [json.loads(line)["headers"]["id"] for line in reversed(lines)]
+    return found
+
+
+def test_purge_restore_and_move(shop: Story) -> None:
+    ids = send(shop, IDLE, "shop.update_cart", 30) + send(shop, IDLE, "shop.expire_carts", 0)
+    order = waiting(shop, IDLE)
+    assert sorted(order) == sorted(ids)
+    purge = {"celeryops_queue": IDLE, "celeryops_confirm": IDLE}
+    load = shop.start("load", "--rate", "40", "--slow", "0")
+    try:
+        plan = shop.play("queue_purge", "--check", "--diff", **purge)
+        assert plan.changed == 1 and "would remove 30" in plan.text
+        told = plan.stats["celeryops_queue_purge"]
+        assert told["ages"] == {"shop.update_cart": {"minute": 30}}
+        assert waiting(shop, IDLE) == order and not shop.ssh("worker1", "ls /srv/shop/shared/*.queue.gz", check=False)
+
+        done = shop.play("queue_purge", **purge).stats["celeryops_queue_purge"]
+        assert done["removed"] == 30 and waiting(shop, IDLE) == []
+        file = done["file"]
+        assert shop.ssh("worker1", f"gzip -t {file} && stat -c %a {file}") == "600"
+        again = shop.play("queue_purge", expect=None, **purge)
+        assert again.changed == 0
+
+        back = {"celeryops_queue": IDLE, "celeryops_file": file}
+        part = {**back, "celeryops_filter": {"ids": ids[:10]}}
+        assert "would restore 10" in shop.play("queue_restore", "--check", "--diff", **part).text
+        assert waiting(shop, IDLE) == []
+        shop.play("queue_restore", **part)
+        shop.play("queue_restore", **back)
+        twice = shop.play("queue_restore", **back)
+        assert twice.changed == 0 and "was restored" in twice.text
+        assert sorted(waiting(shop, IDLE)) == sorted(ids)
+
+        # To a queue that is consumed: they are run there, and only there.
+        move = {"celeryops_queue": IDLE, "celeryops_to": "default", "celeryops_filter": {"args": [4]}}
+        nothing = {**move, "celeryops_filter": {"tasks": ["shop.nosuch"]}}
+        assert "would move 1 " in shop.play("queue_move", "--check", "--diff", **move).text
+        assert len(waiting(shop, IDLE)) == 30
+        assert shop.play("queue_move", **move).stats["celeryops_queue_move"]["moved"] == 1
+        none = shop.play("queue_move", **nothing)
+        assert none.changed == 0 and "nothing to move" in none.text
+        del move["celeryops_filter"]
+        shop.play("queue_move", **move)
+        assert shop.play("queue_move", **move, expect=None).changed == 0
+    finally:
+        load.stop()
+        shop.ssh("worker1", "rm -f /srv/shop/shared/*.queue.gz")
+    ledger = shop.ledger("--wait", "60")
+    assert (ledger["lost"], ledger["run_twice"]) == ([], [])
+
+
+def test_rescue_after_kill(shop: Story) -> None:
+    """A host's worker is killed and stays down: what it held is done by the other one in seconds, not in an hour."""
+    unit = "celery-shop-worker@bulk-1.service"
+    started = shop.play("queue_rescue")
+    assert started.changed == 0 and "nothing to rescue" in started.text
+    ids = send(shop, "reports", "shop.sales_report", 0) + [
+        shop.start("load", "--rate", "1", "--seconds", "1", "--slow", "0").stop()["sent"] and ""
+    ]
+    del ids[:]
+    code = (
+        "import sys; from shop.celery import app\n"
+        "for _ in range(6): print(app.send_task('shop.sales_report', args=[4.0], queue='reports').id)"
+    )
+    done = subprocess.run(
+        [str(shop.venv / "bin" / "python"), "-c", code],
+        cwd=SHOP / "src", env=shop.client_environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    ids = done.stdout.split()
+    time.sleep(1)
+    shop.ssh("worker2", f"systemctl kill -s STOP {unit}")
+    try:
+        shop.ssh("worker2", f"systemctl stop --no-block {unit}; systemctl kill -s KILL {unit}")
+        held = int(shop.redis("HLEN", "unacked"))
+        plan = shop.play("queue_rescue", "--check", "--diff", expect=None)
+        assert int(shop.redis("HLEN", "unacked")) <= held
+        assert "would rescue" in plan.text or "nothing to rescue" in plan.text
+        sent = "/srv/shop/shared/sent"
+        shop.ssh("worker1", f"printf '%s\\n' {' '.join(ids)} > {sent}")
+        rescued = shop.play("queue_rescue").stats["celeryops_queue_rescue"]
+        assert rescued["unknown"] == 0 and set(rescued["queues"]) <= {"reports"}
+        assert 1 <= rescued["count" if "count" in rescued else "rescued"] <= 3
+        assert set(rescued["ids"]) <= set(ids)
+        deadline = time.monotonic() + 40
+        while (int(shop.redis("HLEN", "unacked")) or waiting(shop, "reports")) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert waiting(shop, "reports") == []
+        assert shop.play("queue_rescue").changed == 0
+    finally:
+        shop.ssh("worker1", "rm -f /srv/shop/shared/sent")
+        shop.ssh("worker2", f"systemctl reset-failed {unit}; systemctl start {unit}", check=False)
+    runs = [json.loads(line) for line in shop.redis("LRANGE", "shop:ledger:runs", "0", "-1", db=2).splitlines()]
+    ended = {run["id"] for run in runs if run["phase"] == "end"}
+    assert set(ids) <= ended, "every task is done"
+
+
+@pytest.mark.parametrize(
+    ("playbook", "variables", "words"),
+    [
+        ("queue_purge", {"celeryops_queue": "default"}, ["celeryops_confirm", "default"]),
+        ("queue_purge", {"celeryops_queue": "nosuch", "celeryops_confirm": "nosuch"}, ["no queue 'nosuch'"]),
+        ("queue_restore", {"celeryops_queue": "default", "celeryops_file": "/nowhere"}, ["no file /nowhere"]),
+        ("queue_move", {"celeryops_queue": "default", "celeryops_filter": {"task": "x"}}, ["celeryops_to", "celeryops_filter"]),
+        ("queue_rescue", {"celeryops_dead": ["shop-typo-1@worker1"]}, ["no node shop-typo-1@worker1"]),
+    ],
+)
+def test_wrong_input_is_named(shop: Story, playbook: str, variables: dict[str, Any], words: list[str]) -> None:
+    play = shop.play(playbook, expect=False, **variables)
+    assert all(word in play.text for word in words), play.text[-2000:]
+    assert play.changed == 0
