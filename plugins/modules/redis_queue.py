@@ -379,7 +379,9 @@ def check(params: dict[str, Any], wanted: Selection) -> None:
         if (name in ("tasks", "ids") and value is not None and not all(value or [""])) or value in ([], {}):
             raise PreconditionFailed(f"filter.{name}: is empty or names nothing. Leave it out if it is no condition.")
     if params["filter"] is not None and not wanted and state != "dropped":
-        raise PreconditionFailed("filter: holds no condition. Give tasks, ids, older_than, args or kwargs, or leave it out.")
+        raise PreconditionFailed(
+            "filter: holds no condition. Give tasks, ids, older_than, args or kwargs, or leave it out."
+        )
     if state == "dropped" and not wanted:
         raise PreconditionFailed(
             "filter: give tasks, ids, older_than, args or kwargs; to remove all messages use state: purged."

@@ -481,7 +481,5 @@ def _unfinished(backend: Any, ids: Sequence[str]) -> list[str]:
             states = [backend.decode_result(raw)["status"] if raw else "PENDING" for raw in metas]
         else:
             states = [backend.get_task_meta(identity)["status"] for identity in part]
-        found += [
-            identity for identity, state in zip(part, states, strict=True) if state not in backend.READY_STATES
-        ]
+        found += [identity for identity, state in zip(part, states, strict=True) if state not in backend.READY_STATES]
     return found
