@@ -125,7 +125,8 @@ options:
   accept:
     description:
       - What may be otherwise in V(imported).
-      - V(broker), V(queue), V(db), V(key_prefix) that the file comes from another one. For another queue the routing is rewritten.
+      - V(broker), V(queue), V(db), V(key_prefix) that the file comes from another one. For another queue the routing is
+        rewritten.
       - V(copy) that the file is from V(exported), so that its messages may run twice.
     type: list
     elements: str
@@ -245,7 +246,8 @@ changed_meanwhile:
   type: int
 nodes:
   description:
-    - Who was asked. C(answered) and C(stopping) are names, C(silent) is the number of connected nodes without an answer.
+    - Who was asked. C(answered) and C(stopping) are names, C(silent) is the number of connected nodes without an
+      answer.
     - C(suspects) are names under which workers were once connected and that did not answer. Dead ones are among them.
   returned: state is V(rescued)
   type: dict

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 
-PARTS = ("notify", "watchdog", "release", "stamp", "canary", "ledger", "held", "revokes", "pause", "limits", "heartbeat")
+PARTS = (
+    "notify", "watchdog", "release", "stamp", "canary", "ledger", "held", "revokes", "pause", "limits", "heartbeat",
+)  # fmt: skip
 
 
 def disabled() -> frozenset[str]:
