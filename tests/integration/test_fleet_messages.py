@@ -60,7 +60,7 @@ def test_purge_restore_and_move(shop: Story) -> None:
         assert plan.changed == 1 and "would remove 30" in plan.text
         told = plan.stats["celeryops_queue_purge"]
         assert told["ages"] == {"shop.update_cart": {"minute": 30}}
-        assert waiting(shop, IDLE) == order and not shop.ssh("worker1", "ls /srv/shop/shared/*.queue.gz", check=False)
+        assert waiting(shop, IDLE) == order and not shop.ssh("worker1", "ls /var/backups/celeryops/shop/*.queue.gz", check=False)
 
         done = shop.play("queue_purge", **purge).stats["celeryops_queue_purge"]
         assert done["removed"] == 30 and waiting(shop, IDLE) == []
@@ -95,7 +95,7 @@ def test_purge_restore_and_move(shop: Story) -> None:
         assert shop.play("queue_move", **move, expect=None).changed == 0
     finally:
         load.stop()
-        shop.ssh("worker1", "rm -f /srv/shop/shared/*.queue.gz")
+        shop.ssh("worker1", "rm -f /var/backups/celeryops/shop/*.queue.gz")
     ledger = shop.ledger("--wait", "60")
     assert (ledger["lost"], ledger["run_twice"]) == ([], [])
 

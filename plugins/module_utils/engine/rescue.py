@@ -139,6 +139,8 @@ def rescue(
     now = queues.now()
     patience: float | None = None
     seen = 0
+    if dead:
+        demand_dead(ask(queues, control, []), dead)
     for entries in _pages(queues, page, result):
         holders = ask(queues, control, entries, timeout=patience)
         demand_dead(holders, dead)
