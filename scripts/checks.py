@@ -49,14 +49,14 @@ LINT = [
 TEST = [
     *LINT,
     [Step("unit", "make -s unit", tail=6), Step("image", "tests/image/build.sh")],
-    # Beside the fleet, which mostly waits for its hosts, the others one after the other.
+    # Each of them mostly waits: for its hosts, for workers to start and to stop.
     [
         Step("fleet", "make -s fleet", tail=4),
         Step("contract", "make -s contract", tail=6),
         Step("integration", "make -s integration", tail=4),
+        Step("molecule", "make -s molecule", tail=12),
         Step("sanity", "make -s sanity", tail=4),
     ],
-    [Step("molecule", "make -s molecule", tail=12)],
 ]
 PLANS = {"lint": LINT, "test": TEST}
 
@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, terminated)
     # A shell's background job ignores the interrupt, and so would every step.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    jobs = max(1, min(2, os.cpu_count() or 1))
+    jobs = 1 + max(1, min(2, os.cpu_count() or 1))
     begin = time.monotonic()
     failed: list[str] = []
     try:

@@ -60,7 +60,8 @@ def test_purge_restore_and_move(shop: Story) -> None:
         assert plan.changed == 1 and "would remove 30" in plan.text
         told = plan.stats["celeryops_queue_purge"]
         assert told["ages"] == {"shop.update_cart": {"minute": 30}}
-        assert waiting(shop, IDLE) == order and not shop.ssh("worker1", "ls /var/backups/celeryops/shop/*.queue.gz", check=False)
+        assert waiting(shop, IDLE) == order
+        assert not shop.ssh("worker1", "ls /var/backups/celeryops/shop/*.queue.gz", check=False)
 
         done = shop.play("queue_purge", **purge).stats["celeryops_queue_purge"]
         assert done["removed"] == 30 and waiting(shop, IDLE) == []
