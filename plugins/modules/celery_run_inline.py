@@ -107,16 +107,14 @@ elapsed:
   type: float
 """
 
-import contextlib
 import json
 import os
 import pwd
-import signal
-import subprocess
 import time
 from typing import Any
 
 from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._session import run_session
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import (
     read_environment_file,
     secret_values,
@@ -182,7 +180,7 @@ def demand_single(module: CeleryModule) -> None:
                 )
 
 
-def command(params: dict[str, Any]) -> tuple[list[str], dict[str, str], dict[str, Any]]:
+def command(params: dict[str, Any]) -> tuple[list[str], dict[str, str], pwd.struct_passwd]:
     """What to start, its environment, and as whom."""
     if params["app_dir"] and not os.path.isdir(params["app_dir"]):
         raise PreconditionFailed(f"app_dir: {params['app_dir']} is not a directory on this host.")
@@ -205,57 +203,38 @@ def command(params: dict[str, Any]) -> tuple[list[str], dict[str, str], dict[str
     }
     if params["broker_url"]:
         environment["CELERY_BROKER_URL"] = params["broker_url"]
-    who: dict[str, Any] = {}
-    if user.pw_uid != os.geteuid():
-        if os.geteuid() != 0:
-            raise PreconditionFailed(f"user: only root can run it as {user.pw_name}. Use become.")
-        who = {
-            "user": user.pw_uid,
-            "group": user.pw_gid,
-            "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid),
-        }
-    return [python, "-m", "celeryops.inline", "-A", params["app"]], environment, who
+    if user.pw_uid != os.geteuid() and os.geteuid() != 0:
+        raise PreconditionFailed(f"user: only root can run it as {user.pw_name}. Use become.")
+    return [python, "-m", "celeryops.inline", "-A", params["app"]], environment, user
 
 
 def execute(params: dict[str, Any], dry: bool) -> dict[str, Any]:
     """Run it in a session of its own; nothing of it is left afterwards."""
-    arguments, environment, who = command(params)
+    arguments, environment, user = command(params)
     request = {key: params[key] for key in ("name", "args", "kwargs", "task_id")}
-    with subprocess.Popen(
-        arguments,
-        cwd=os.path.realpath(params["app_dir"] or "/"),
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        **who,
-    ) as process:
-        try:
-            out, errors = process.communicate(
-                json.dumps({**request, "dry": dry}).encode(), timeout=params["run_timeout"]
-            )
-        except subprocess.TimeoutExpired:
-            raise WaitTimeout(
-                f"run_timeout: {params['name']} has not ended after {params['run_timeout']:g} s and was killed with "
-                f"its children. What it had done so far stays done. Raise run_timeout if it may take longer."
-            ) from None
-        finally:
-            kill(process.pid)
     try:
-        answer = json.loads(out)
+        done = run_session(
+            arguments,
+            user,
+            directory=os.path.realpath(params["app_dir"] or "/"),
+            environment=environment,
+            data=json.dumps({**request, "dry": dry}).encode(),
+            timeout=params["run_timeout"],
+        )
+    except TimeoutError:
+        raise WaitTimeout(
+            f"run_timeout: {params['name']} has not ended after {params['run_timeout']:g} s and was killed with "
+            f"its children. What it had done so far stays done. Raise run_timeout if it may take longer."
+        ) from None
+    try:
+        answer = json.loads(done.stdout)
     except ValueError:
-        tail = errors.decode(errors="replace").strip()[-2000:]
+        tail = done.stderr.decode(errors="replace").strip()[-2000:]
         raise PreconditionFailed(
-            f"app: the process for {params['app']} ended with {process.returncode} before the task: "
+            f"app: the process for {params['app']} ended with {done.returncode} before the task: "
             f"{tail or 'no output'}"
         ) from None
     return dict(answer)
-
-
-def kill(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
 
 
 def run_inline(module: CeleryModule) -> dict[str, Any]:

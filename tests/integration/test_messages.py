@@ -228,7 +228,7 @@ def test_only_what_the_dead_held_goes_back_in_its_place(
     with workers(alive, dead):
         kept = [
             send_task(url, "lab.late", 30, queue="alive"),
-            *(send_task(url, "lab.limited", queue="alive") for _ in "12"),
+            *(send_task(url, "lab.limited", queue="alive") for _number in range(2)),
         ]
         # One keeps the dead one busy, the others are fetched behind it: five in its hands.
         long = send_task(url, "lab.late", 300, queue="dead")
