@@ -7,6 +7,7 @@ import os
 
 PARTS = (
     "notify", "watchdog", "release", "stamp", "canary", "ledger", "held", "revokes", "pause", "limits", "heartbeat",
+    "signing",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ What to run comes as JSON on stdin, {name, args, kwargs, task_id, dry}; how it e
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -45,6 +46,7 @@ def main() -> int:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
+        importlib.import_module("celeryops.signing")  # what the task sends is signed
         app = load_app(options.app)
     except BaseException as exc:  # an application may raise anything, SystemExit included
         traceback.print_exc()

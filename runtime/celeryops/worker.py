@@ -3,13 +3,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Loads the parts into a worker: celery worker --include celeryops.worker.
 
-Importing a part switches it on. A part that fails is logged and left out; the worker goes on without it.
+Importing a part switches it on. A part that fails is logged and left out; the worker goes on without it. One that is told
+to refuse tasks and cannot judge them does not start.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+
+from celery.exceptions import ImproperlyConfigured
 
 from ._environment import PARTS, disabled
 
@@ -26,6 +29,9 @@ def load() -> list[str]:
             continue
         try:
             importlib.import_module(f"celeryops.{name}")
+        except ImproperlyConfigured as exc:
+            # Without its keys a worker would have to run anything, or to refuse everything.
+            raise SystemExit(f"celeryops: {exc}") from None
         except Exception:
             logger.exception("celeryops: part %r did not load; the worker runs without it", name)
         else:

@@ -299,6 +299,7 @@ class BrokerSpec:
     socket_timeout: float = 10.0
     result_backend: str = field(default="", repr=False)
     control_exchange: str = "celery"
+    signing_file: str = ""  # keys that sign what is sent
 
     @classmethod
     def build(
@@ -357,6 +358,7 @@ class BrokerSpec:
             socket_timeout=socket_timeout,
             result_backend=result_backend,
             control_exchange=control_exchange,
+            signing_file=values.get("CELERYOPS_SIGNING_FILE", ""),
         )
         spec.check()
         return spec

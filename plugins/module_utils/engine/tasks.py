@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+from . import signing
 from .connection import Broker, LinkedStore, import_app, read_environment_file, scrub
 from .control import Control, Replies
 from .errors import (
@@ -163,6 +164,8 @@ def _target(queue: str) -> Any:
 
 def send(broker: Broker, order: Order, *, producer: Any = None, ignore_result: bool = False) -> str:
     order.check()
+    if broker.spec.signing_file:
+        signing.sign_with(broker.spec.signing_file)
     with broker.guard():
         result = broker.celery_app.send_task(
             order.name,
