@@ -60,5 +60,5 @@ def again(self: Any) -> int:
 @app.task(name="lab.again_with", bind=True, max_retries=1)
 def again_with(self: Any, number: int) -> int:
     if not self.request.retries:
-        raise self.retry(countdown=0)
+        raise self.retry(countdown=0.2)
     return number + 1

@@ -25,7 +25,7 @@ options:
     elements: str
     default: []
   unsigned:
-    description: Whether unsigned messages count as RV(leaving).
+    description: Whether unsigned messages are to be refused, so that they count as RV(leaving).
     type: bool
     default: true
   wait_timeout:
@@ -72,7 +72,7 @@ dead:
   returned: always
   type: dict
 leaving:
-  description: The part of RV(messages) that would be refused if only O(keys) were accepted.
+  description: The part of RV(messages) that workers take now and would refuse if they accepted O(keys) only.
   returned: always
   type: dict
 refused:
@@ -103,18 +103,17 @@ def info(module: CeleryModule) -> dict[str, Any]:
     params = module.params
     if params["timeout"] <= 0 or params["wait_timeout"] < 0:
         raise PreconditionFailed("timeout: must be above 0 seconds, and wait_timeout not below.")
-    stay = {*params["keys"], *([] if params["unsigned"] else [signing.UNSIGNED])}
     with module.broker() as broker, Control(broker) as control:
         fleet = observe(control, [(signing.COMMAND, {})], timeout=params["timeout"])
+        nodes = {name: fleet.nodes[name].replies.get(signing.COMMAND) for name in fleet.workers}
         queues = RedisQueues.of(broker)
         end = time.monotonic() + params["wait_timeout"]
         while True:
             messages, dead = signing.census(queues)
-            leaving = {key: counts for key, counts in messages.items() if key not in stay}
+            leaving = signing.leaving(messages, nodes, params["keys"], params["unsigned"])
             if not leaving or time.monotonic() >= end:
                 break
             time.sleep(min(1.0, max(0.0, end - time.monotonic())))
-    nodes = {name: fleet.nodes[name].replies.get(signing.COMMAND) for name in fleet.workers}
     not_ready = signing.not_ready(nodes, params["keys"])
     if fleet.silent_count:
         not_ready.append(f"{fleet.silent_count} connected worker(s) did not answer within {params['timeout']:g} s")

@@ -46,6 +46,7 @@ options:
         run there yet.
       - V(sign) signs with the first of O(keys). Former keys are still accepted.
       - V(finish) accepts nothing but O(keys), and refuses unsigned tasks if O(require) says so.
+      - In check mode a step takes the ones before it for done.
     type: str
     choices: [prepare, sign, finish]
     default: prepare
@@ -160,11 +161,14 @@ def main() -> None:
     try:
         wanted = signing.check(params["keys"], params["require"], "celeryops_signing_keys") if params["keys"] else None
         found = read(path)
+        if module.check_mode:
+            for earlier in signing.STEPS[: signing.STEPS.index(params["step"])]:
+                found = signing.plan(found, wanted, earlier, in_use)
         after = signing.plan(found, wanted, params["step"], in_use)
     except signing.SigningError as error:
         module.fail_json(msg=error.msg, category=error.category)
     text = after.dump() if after else ""
-    changed = (found.dump() if found else "") != text or bool(after and not fits(path, user))
+    changed = (found.dump() if found else "") != text or bool(after and os.path.exists(path) and not fits(path, user))
     if changed and not module.check_mode:
         try:
             if after and user:

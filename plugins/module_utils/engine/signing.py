@@ -267,6 +267,18 @@ def not_ready(nodes: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     return found
 
 
+def leaving(
+    messages: Mapping[str, dict[str, int]], nodes: Mapping[str, Any], keys: Iterable[str], unsigned: bool
+) -> dict[str, dict[str, int]]:
+    """Messages that a worker takes today, and would refuse if only these keys were accepted."""
+    told = [item for item in nodes.values() if isinstance(item, Mapping)]
+    taken = {key for item in told for key in item["accepts"]}
+    if len(told) < len(nodes) or not all(item["require"] for item in told):
+        taken.add(UNSIGNED)
+    stays = {*keys, *([] if unsigned else [UNSIGNED])}
+    return {key: counts for key, counts in messages.items() if key in taken - stays}
+
+
 def census(queues: RedisQueues) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
     """Messages by key and queue: those that wait or are held by workers ('' for the queue), and the dead letters."""
     live: dict[str, Counter[str]] = {}
