@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""celery_pools and celery_roll_plan run by Ansible: they need files and facts, no broker and no systemd."""
+"""celery_pools, celery_roll_plan and celery_signing_keys run by Ansible: they need files and facts, no broker and no systemd."""
 
 from __future__ import annotations
 
@@ -93,3 +93,62 @@ def test_roll_plan(ansible: Ansible) -> None:
     assert unseen["failed"] and "found: says nothing of fast-1" in unseen["msg"]
     assert odd["failed"] and "found and nodes" in odd["msg"]
     assert choice["failed"] and "surge" in choice["msg"]
+
+
+OLD, NEW = ({"id": name, "secret": f"{name}-{'s' * 40}"} for name in ("old", "new"))
+
+
+@pytest.fixture
+def signing_keys(ansible: Ansible, tmp_path: Path) -> Any:
+    def run(*tasks: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
+        common = {"name": "shop", "config_dir": str(tmp_path), "root": str(tmp_path), "user": "root"}
+        return ansible.play([{"celeryops.runbook.celery_signing_keys": {**common, **task}} for task in tasks], **options)
+
+    return run
+
+
+def test_signing_keys_step_by_step(signing_keys: Any, ansible: Ansible, tmp_path: Path) -> None:
+    file = tmp_path / "signing.json"
+    rotated = {"keys": [NEW]}
+    first, again, accept, sign, finish, twice, gone, lax, off, none = signing_keys(
+        {"keys": [OLD]}, {"keys": [OLD]}, rotated, {**rotated, "step": "sign"}, {**rotated, "step": "finish"},
+        {**rotated, "step": "finish"}, {"keys": []}, {**rotated, "require": False}, {"keys": []}, {"keys": []},
+        verbosity=3,
+    )  # fmt: skip
+    assert first["changed"] and first["require"] and first["finished"] and not again["changed"]
+    assert accept["changed"] and (accept["signs"], accept["accepts"]) == ("old", ["old", "new"])
+    assert not accept["finished"]
+    assert sign["changed"] and (sign["signs"], sign["accepts"]) == ("new", ["new", "old"])
+    assert finish["changed"] and finish["accepts"] == ["new"] and finish["finished"] and not twice["changed"]
+    assert gone["failed"] and "celeryops_signing_require to false" in gone["msg"]
+    assert lax["changed"] and not lax["require"]
+    assert off["changed"] and off["accepts"] == [] and not none["changed"] and not file.exists()
+    assert OLD["secret"] not in ansible.output and NEW["secret"] not in ansible.output
+
+
+def test_signing_keys_on_a_host_in_use(signing_keys: Any, ansible: Ansible, tmp_path: Path) -> None:
+    file = tmp_path / "signing.json"
+    (tmp_path / "current").symlink_to(tmp_path)
+    (plan,) = signing_keys({"keys": [OLD], "step": "finish"}, check=True)
+    assert plan["changed"] and plan["diff"]["after"] == "signs: old\naccepts: old\nunsigned: refused\n" and not file.exists()
+    first, finish = signing_keys({"keys": [OLD]}, {"keys": [OLD], "step": "finish"})
+    assert not first["require"] and not first["finished"] and finish["require"]
+    assert file.stat().st_mode & 0o777 == 0o400
+    file.chmod(0o600)
+    (mode,) = signing_keys({"keys": [OLD], "step": "finish"})
+    assert mode["changed"] and file.stat().st_mode & 0o777 == 0o400
+    short, twice, other, nobody = signing_keys(
+        {"keys": [{"id": "x", "secret": "k" * 31}]}, {"keys": [OLD, OLD]}, {"keys": [{**OLD, "secret": "t" * 40}]},
+        {"keys": [OLD], "user": "nosuchuser"},
+    )  # fmt: skip
+    for result, words in (
+        (short, "secret of key x is missing or shorter than 32"),
+        (twice, "two keys have the id old"),
+        (other, "key old has another secret on this host"),
+        (nobody, "there is no user nosuchuser"),
+    ):
+        assert result["failed"] and words in result["msg"]
+    file.chmod(0o644)
+    (open_,) = signing_keys({"keys": [OLD]})
+    assert open_["failed"] and "others may read it" in open_["msg"]
+    assert json.loads(file.read_text())["keys"] == [OLD] and OLD["secret"] not in ansible.output
