@@ -18,7 +18,7 @@ app.conf.update(
     accept_content=["json", "pickle"],
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=1,
-    beat_schedule={"mark": {"task": "lab.mark", "schedule": 0.5, "args": [0]}} if "LABSIGNED_BEAT" in os.environ else {},
+    beat_schedule={"mark": {"task": "lab.mark", "schedule": 0.5, "args": [0]}},
 )
 
 

@@ -32,7 +32,7 @@ class Load:
         from shop.book import SENT
         from shop.celery import app
 
-        import celeryops.signing  # noqa: F401
+        import celeryops.signing
         import celeryops.stamp  # noqa: F401
 
         self.app = app

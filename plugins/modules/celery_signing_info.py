@@ -54,7 +54,8 @@ nodes:
   returned: always
   type: dict
   sample:
-    shop-fast-1@worker1: {accepts: [2026-12, 2026-11], signs: 2026-11, require: true, refused: 0, passed: 0, problem: "", pid: 812}
+    shop-fast-1@worker1:
+      {accepts: [2026-12, 2026-11], signs: 2026-11, require: true, refused: 0, passed: 0, problem: "", pid: 812}
 not_ready:
   description: Workers that do not sign, or do not accept all O(keys), and workers that kept silent. In words.
   returned: always
@@ -62,8 +63,8 @@ not_ready:
   elements: str
 messages:
   description:
-    - Key, queue and number of the messages that wait. V(unsigned) stands for no key. The queue is empty for messages that
-      workers hold.
+    - Key, queue and number of the messages that wait. V(unsigned) stands for no key. The queue is empty for messages
+      that workers hold.
   returned: always
   type: dict
   sample: {2026-11: {reports: 3, "": 1}}

@@ -42,8 +42,8 @@ options:
     default: true
   step:
     description:
-      - V(prepare) accepts the new keys and goes on signing as before. It never makes a host stricter, unless nothing has
-        run there yet.
+      - V(prepare) accepts the new keys and goes on signing as before. It never makes a host stricter, unless nothing
+        has run there yet.
       - V(sign) signs with the first of O(keys). Former keys are still accepted.
       - V(finish) accepts nothing but O(keys), and refuses unsigned tasks if O(require) says so.
       - In check mode a step takes the ones before it for done.

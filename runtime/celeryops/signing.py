@@ -38,7 +38,7 @@ _create_task_handler = Consumer.create_task_handler
 def _judge(ring: signing.Ring, message: Any) -> str:
     try:
         content = message.content_type, message.content_encoding
-        return ring.judge(message.headers or {}, content, signing.raw(message.body))
+        return str(ring.judge(message.headers or {}, content, signing.raw(message.body)))
     except Exception as exc:  # what cannot be judged is not trusted
         return f"it cannot be judged: {exc!r}"
 

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Loads the parts into a worker: celery worker --include celeryops.worker.
 
-Importing a part switches it on. A part that fails is logged and left out; the worker goes on without it. One that is told
-to refuse tasks and cannot judge them does not start.
+Importing a part switches it on. A part that fails is logged and left out; the worker goes on without it. One that is
+told to refuse tasks and cannot judge them does not start.
 """
 
 from __future__ import annotations

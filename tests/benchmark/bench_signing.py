@@ -23,8 +23,8 @@ TOP = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TOP / "tests")]
 
 import redis
-from celeryops.engine import signing
 
+from celeryops.engine import signing
 from support import TESTS, RedisServer, Worker, wait_until, workers
 
 TASKS = 4000
@@ -95,15 +95,15 @@ def bench() -> list[dict[str, Any]]:
             for kind in ("plain", "signed") if number % 2 else ("signed", "plain"):
                 environment = {signing.VARIABLE: str(path)} if kind == "signed" else {}
                 found[kind].append(one_round(server, client, f"{kind}{number}", environment))
-                say(f"{kind}: sent in {found[kind][-1][0] * 1e6:.0f}, run in {found[kind][-1][1] * 1e6:.0f} microseconds a task")
+                say(f"{kind}: {found[kind][-1][0] * 1e6:.0f} us to send, {found[kind][-1][1] * 1e6:.0f} us to run")
         made, judged = of_itself(keys)
     sent, ran = (
         {kind: statistics.median(row[part] for row in rows) * 1e6 for kind, rows in found.items()} for part in (0, 1)
     )
     say(f"signing {made:.1f} microseconds, judging {judged:.1f}")
     conditions = (
-        f"microseconds a no-op task, without keys and with; medians of {ROUNDS} rounds of {TASKS} in turn, one sender, then one "
-        f"prefork worker with one process; of itself signing takes {made:.1f} and judging {judged:.1f}"
+        f"microseconds a no-op task, without keys and with; medians of {ROUNDS} rounds of {TASKS} in turn, one sender, "
+        f"then one prefork worker with one process; of itself signing takes {made:.1f} and judging {judged:.1f}"
     )
     return [
         {

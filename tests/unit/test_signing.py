@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import signing
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.signing import Keys, SigningError, judge, plan, sign
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.signing import (
+    Keys,
+    SigningError,
+    judge,
+    plan,
+    sign,
+)
 
 CONTENT = ("application/json", "utf-8")
 HEADERS: Mapping[str, Any] = {
@@ -46,7 +53,7 @@ def test_a_signature_holds_for_what_it_was_made_for() -> None:
     assert "does not fit" in judge(other, signed(one), CONTENT, BODY), "the same id, another secret"
 
 
-@pytest.mark.parametrize("value", ["", "1", "1:one", "2:one:00", "1::00", "1:o ne:00", 7, None, ["1:one:00"], "1:one:ü"])
+@pytest.mark.parametrize("value", ["", "1", "1:one", "2:one:00", "1::00", "1:o ne:00", 7, None, ["1:one:0"], "1:one:ü"])
 def test_odd_signatures_are_refused(value: Any) -> None:
     assert judge(keys("one"), {**HEADERS, signing.HEADER: value}, CONTENT, BODY)
 

@@ -77,13 +77,13 @@ def check(keys: Any, require: bool, where: str) -> Keys:
         name, secret = (key.get("id"), key.get("secret")) if isinstance(key, Mapping) else (None, None)
         if not isinstance(name, str) or not _ID.fullmatch(name) or name == UNSIGNED:
             raise SigningError(
-                f"{where}: key {number} has no proper id. Give it one of letters, digits, dots, dashes and underscores, "
-                f"such as 2026-11."
+                f"{where}: key {number} has no proper id. Give it one of letters, digits, dots, dashes and underscores"
+                f", such as 2026-11."
             )
         if not isinstance(secret, str) or len(secret.encode()) < SECRET_LEAST:
             raise SigningError(
-                f"{where}: the secret of key {name} is missing or shorter than {SECRET_LEAST} characters. Make one with "
-                f"openssl rand -hex 32."
+                f"{where}: the secret of key {name} is missing or shorter than {SECRET_LEAST} characters. Make one "
+                f"with openssl rand -hex 32."
             )
         if name in secrets:
             raise SigningError(f"{where}: two keys have the id {name}. Give each its own.")
@@ -160,7 +160,7 @@ def judge(keys: Keys, headers: Mapping[str, Any], content: tuple[str, str], body
     found = headers.get(HEADER)
     if found is None:
         return "it is not signed"
-    version, key, given = (str(found).split(":", 2) + ["", ""])[:3]
+    version, key, given = [*str(found).split(":", 2), "", ""][:3]
     if version != _VERSION or not _ID.fullmatch(key):
         return "its signature is of no known form"
     if key not in keys.secrets:
@@ -185,7 +185,7 @@ _ring: Ring | None = None
 
 
 def sign_publishing(ring: Ring) -> None:
-    """From now on every task that this process publishes is signed, whoever sends it: kombu serializes all in one place."""
+    """From now on every task that this process publishes is signed: kombu serializes all of them in one place."""
     global _ring
     first, _ring = _ring is None, ring
     if not first:
@@ -236,7 +236,7 @@ def plan(found: Keys | None, wanted: Keys | None, step: str, in_use: bool) -> Ke
         if found is not None and found.require:
             raise SigningError(
                 "celeryops_signing_keys: is empty, and workers here still refuse unsigned tasks. Set "
-                "celeryops_signing_require to false with the keys in place, run site on all hosts, then take the keys out."
+                "celeryops_signing_require to false with the keys in place, run site on all hosts, then take them out."
             )
         return None
     if found is None:
@@ -244,8 +244,8 @@ def plan(found: Keys | None, wanted: Keys | None, step: str, in_use: bool) -> Ke
     for name, secret in wanted.secrets.items():
         if found.secrets.get(name, secret) != secret:
             raise SigningError(
-                f"celeryops_signing_keys: key {name} has another secret on this host. A new secret needs a new id; then "
-                f"run rotate_signing_key."
+                f"celeryops_signing_keys: key {name} has another secret on this host. A new secret needs a new id; "
+                f"then run rotate_signing_key."
             )
     if step == "finish":
         return wanted
