@@ -59,7 +59,7 @@ def create_task_handler(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _refuse(consumer: Any, message: Any, reason: str) -> None:
     _refused[reason] += 1
-    headers = message.headers or {}
+    headers = message.headers if isinstance(message.headers, dict) else {}
     logger.error("celeryops: task %s[%s] is refused: %s", headers.get("task"), headers.get("id"), reason)
     # First kept, then removed: a worker killed in between leaves it twice rather than nowhere.
     signals.task_rejected.send(sender=consumer, message=message, exc=SignatureRefused(reason))

@@ -97,7 +97,7 @@ def test_introduced_and_rotated_under_load(shop: Story, file: Path, monkeypatch:
     load = shop.start("load", "--rate", "40", "--slow", "0.02")
     try:
         assert play(shop, keys=[OLD]).changed > 0
-        # Rotated, while workers, beat and a sender outside the fleet send. A message with an ETA still needs the old key.
+        # Rotated, while workers, beat and a sender outside the fleet send. A task with an ETA still needs the old key.
         send(shop, "shop.selftest", queue="default", countdown=40)
         late = play(shop, "--diff", keys=[NEW], expect=False, celeryops_signing_timeout=2)
         assert "old stay accepted" in late.text and "celeryops_confirm=old" in late.text

@@ -147,7 +147,9 @@ class Ring:
 
 def digest(secret: str, key: str, headers: Mapping[str, Any], content: tuple[str, str], body: bytes) -> str:
     facts = [_VERSION, key, *(headers.get(name) for name in _SIGNED), *content]
-    return hmac.digest(secret.encode(), json.dumps(facts).encode() + b"\n" + body, "sha256").hex()
+    # An id may be given as an object, such as a UUID; it arrives as text.
+    text = json.dumps(facts, default=str).encode()
+    return hmac.digest(secret.encode(), text + b"\n" + body, "sha256").hex()
 
 
 def sign(keys: Keys, headers: Mapping[str, Any], content: tuple[str, str], body: bytes) -> str:
