@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 import redis
-from celery import Celery
+from celery import Celery, signals
 
 app = Celery("labsigned", broker=os.environ["CELERY_BROKER_URL"], backend=os.environ["CELERY_RESULT_BACKEND"])
 app.conf.update(
@@ -22,10 +22,19 @@ app.conf.update(
 )
 
 
+def note(key: str, text: str) -> None:
+    redis.Redis.from_url(os.environ["CELERY_BROKER_URL"]).rpush(key, text)
+
+
+@signals.task_rejected.connect
+def rejected(message: Any, exc: Exception, **_: Any) -> None:
+    note("lab:rejected", f"{message.headers['id']} {type(exc).__name__}: {exc}")
+
+
 @app.task(name="lab.mark", bind=True)
 def mark(self: Any, number: int) -> int:
     """Notes that it ran."""
-    redis.Redis.from_url(os.environ["CELERY_BROKER_URL"]).rpush("lab:marks", self.request.id)
+    note("lab:marks", self.request.id)
     return number
 
 

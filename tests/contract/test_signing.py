@@ -105,7 +105,7 @@ class Lab:
 def lab(broker: RedisServer, keys: KeyFile) -> Iterator[Lab]:
     made = Lab(broker, keys, f"signed-{uuid.uuid4().hex[:6]}")
     with contextlib.closing(made.client):
-        made.client.delete("lab:marks")
+        made.client.delete("lab:marks", "lab:rejected")
         os.environ["LABSIGNED_QUEUE"] = made.queue
         yield made
         del os.environ["LABSIGNED_QUEUE"]
@@ -164,6 +164,9 @@ def test_only_what_was_signed_is_run(lab: Lab) -> None:
         line = next(line for line in log.splitlines() if f"[{message['headers']['id']}] is refused" in line)
         assert reason.rpartition(": ")[2] in line
     assert not lab.client.hlen("unacked"), "what was refused is not held"
+    # The signal by which Celery tells what it rejects carries message and reason: they become a dead letter.
+    signals = [item.decode() for item in lab.client.lrange("lab:rejected", 0, -1)]
+    assert len(signals) == len(bad) * len(pools) and all(" SignatureRefused: it" in text for text in signals)
 
 
 def test_whatever_a_worker_sends_is_signed(lab: Lab, tmp_path: Path) -> None:
