@@ -52,7 +52,7 @@ def cpu(pid: int) -> float:
 
 
 def one_round(server: RedisServer, client: Any, queue: str, keys: dict[str, str]) -> tuple[float, float]:
-    """Seconds of processor time to send a task and to run it. The worker is started in front of the full queue and stopped behind it."""
+    """Seconds of processor time to send a task and to run it. The worker is started in front of the full queue."""
     environment = {"CELERY_BROKER_URL": server.url(), "CELERY_RESULT_BACKEND": "", **keys}
     done = subprocess.run(
         [sys.executable, "-c", SEND, queue, str(TASKS)],
@@ -110,7 +110,8 @@ def bench() -> list[dict[str, Any]]:
     say(f"signing {made:.1f} microseconds, judging {judged:.1f}")
     conditions = (
         f"microseconds of processor time a no-op task, without keys and with; medians of {ROUNDS} rounds of {TASKS} in "
-        f"turn, one sender, then one prefork worker with one process; of itself signing takes {made:.1f} and judging {judged:.1f}"
+        f"turn, one sender, then one prefork worker with one process; of itself signing takes {made:.1f} and judging "
+        f"{judged:.1f}"
     )
     return [
         {
