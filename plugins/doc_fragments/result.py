@@ -4,8 +4,16 @@
 
 from __future__ import annotations
 
-_BACKEND = """
+
+# Plain texts, since ansible-test reads them without running this file.
+class ModuleDocFragment:
+    # Results of tasks, and the backend alone.
+    DOCUMENTATION = r"""
 options:
+  return_result:
+    description: Return the result, or the text of the error. It may hold secrets; set C(no_log) on the task then.
+    type: bool
+    default: false
   result_backend:
     description:
       - URL of the result backend.
@@ -15,15 +23,13 @@ requirements:
   - celery (from the application's virtual environment, see O(virtualenv))
 """
 
-_RETURN = """
-  return_result:
-    description: Return the result, or the text of the error. It may hold secrets; set C(no_log) on the task then.
-    type: bool
-    default: false
+    BACKEND = r"""
+options:
+  result_backend:
+    description:
+      - URL of the result backend.
+      - Taken from C(CELERY_RESULT_BACKEND) in O(environment_file), else from the configuration of O(app), if not given.
+    type: str
+requirements:
+  - celery (from the application's virtual environment, see O(virtualenv))
 """
-
-
-class ModuleDocFragment:
-    # Results of tasks, and the backend alone.
-    DOCUMENTATION = _BACKEND.replace("options:", "options:" + _RETURN.rstrip())
-    BACKEND = _BACKEND

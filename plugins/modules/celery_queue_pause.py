@@ -108,21 +108,12 @@ elapsed:
 import getpass
 import json
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine import pauses
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import Broker
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control, Request
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
-    NoReply,
-    PreconditionFailed,
-    QueueUnknown,
-    WaitTimeout,
-)
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.fleet import Fleet, consumed_queues, observe
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.queues import RedisQueues
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.pausing import Pausing
 
 ARGUMENT_SPEC = {
     "queues": {"type": "list", "elements": "str", "required": True},
@@ -135,96 +126,6 @@ ARGUMENT_SPEC = {
 }
 
 
-class Pausing:
-    """One run: the record first, so that nobody who starts meanwhile is missed, then the workers."""
-
-    def __init__(self, module: CeleryModule, broker: Broker, control: Control) -> None:
-        self.params = module.params
-        self.module = module
-        self.broker = broker
-        self.control = control
-        self.queues: list[str] = list(dict.fromkeys(module.params["queues"]))
-        self.paused = module.params["state"] == "paused"
-
-    def look(self) -> Fleet:
-        questions: list[tuple[str, dict[str, Any]]] = [("active_queues", {}), (pauses.COMMAND, {})]
-        return observe(self.control, questions, timeout=self.params["timeout"], census=True)
-
-    def consumers(self, fleet: Fleet) -> dict[str, list[str]]:
-        return {q: [n for n in fleet.workers if q in consumed_queues(fleet.nodes[n].replies)] for q in self.queues}
-
-    def withheld(self, fleet: Fleet) -> dict[str, list[str]]:
-        told = {node: pauses.withheld(fleet.nodes[node].replies) for node in fleet.workers}
-        return {queue: [node for node, queues in told.items() if queue in queues] for queue in self.queues}
-
-    def require(self, fleet: Fleet, held: Mapping[str, pauses.Pause]) -> dict[str, int]:
-        """Messages that wait, by queue; refuses a queue nobody has heard of."""
-        store = RedisQueues.of(self.broker)
-        depths = store.depth(self.queues)
-        known = {*store.declared(self.queues), *held, *(name for name, row in depths.items() if row["exists"])}
-        known.update(*(consumed_queues(fleet.nodes[node].replies) for node in fleet.workers))
-        strange = [queue for queue in self.queues if queue not in known]
-        if strange:
-            there = sorted({*store.queues(), *known})
-            raise QueueUnknown(
-                f"queues: there is no queue {', '.join(strange)}. Queues: {', '.join(there[:30]) or 'none at all'}.",
-                missing=strange,
-                known=there[:1000],
-            )
-        return {queue: int(row["depth"]) for queue, row in depths.items()}
-
-    def tell(self, fleet: Fleet) -> None:
-        """Those that obey the record are told to look; the others to cancel, which lasts until they restart."""
-        obeying = [node for node in fleet.workers if pauses.COMMAND in fleet.nodes[node].replies]
-        requests = [Request(pauses.APPLY, {}, tuple(obeying))] if obeying else []
-        for queue, nodes in self.consumers(fleet).items() if self.paused else ():
-            bare = tuple(node for node in nodes if node not in obeying)
-            if bare:
-                self.module.warn(
-                    f"{', '.join(bare)} runs without the runtime part pause and will consume {queue} after a restart."
-                )
-                requests.append(Request("cancel_consumer", {"queue": queue}, bare))
-        if requests:
-            self.control.converse(requests, timeout=self.params["timeout"])
-
-    def lacking(self, fleet: Fleet, wanted: Mapping[str, list[str]]) -> list[str]:
-        """What does not hold yet, in words."""
-        now = self.consumers(fleet)
-        if self.paused:
-            return [f"{node} still consumes {queue}" for queue, nodes in now.items() for node in nodes]
-        return [
-            f"{node} does not consume {queue} yet"
-            for queue, nodes in wanted.items()
-            for node in nodes
-            if node not in now[queue]
-        ]
-
-    def settle(self, fleet: Fleet, wanted: Mapping[str, list[str]]) -> Fleet:
-        deadline = time.monotonic() + self.params["wait_timeout"]
-        pause = 0.02
-        while True:
-            missing = self.lacking(fleet, wanted)
-            if not missing and not fleet.silent_count:
-                return fleet
-            if time.monotonic() > deadline:
-                break
-            # Who comes up or answers late is told too.
-            self.tell(fleet)
-            time.sleep(pause)
-            pause = min(pause * 2, 1.0)
-            fleet = self.look()
-        done = "paused" if self.paused else "resumed"
-        bound = self.params["wait_timeout"]
-        text = f"the record says {done} and stays so, workers that start obey it; but after {bound} s "
-        if missing:
-            raise WaitTimeout(f"{text}{'; '.join(missing)}. Look at these workers, then run again.", missing=missing)
-        raise NoReply(
-            f"{text}{fleet.silent_count} connected worker(s) do not answer, so nobody knows what they consume. Look at "
-            f"them (celery_inspect) or restart them, then run again.",
-            answered=fleet.workers,
-        )
-
-
 def pause_queues(module: CeleryModule) -> dict[str, Any]:
     params = module.params
     for name in ("timeout", "wait_timeout"):
@@ -234,48 +135,28 @@ def pause_queues(module: CeleryModule) -> dict[str, Any]:
         raise PreconditionFailed("queues: name at least one queue, and none with an empty name.")
     started = time.monotonic()
     with module.broker() as broker, Control(broker, timeout=params["timeout"]) as control:
-        if broker.kind != "redis":
-            raise PreconditionFailed(
-                f"broker_url: {broker.endpoint.scheme}:// is not Redis, where pauses are kept. On this broker "
-                f"celery_control with consumers absent stops the workers that run, until they restart."
-            )
-        pausing = Pausing(module, broker, control)
-        held, now = pauses.load(broker), pauses.now_of(broker)
-        fleet = pausing.look()
-        waiting = pausing.require(fleet, held)
-        wanted = pauses.plan(
-            held,
-            pausing.queues,
-            paused=pausing.paused,
+        done = Pausing(
+            broker,
+            control,
+            params["queues"],
+            paused=params["state"] == "paused",
+            timeout=params["timeout"],
+            wait_timeout=params["wait_timeout"],
+            warn=module.warn,
+        ).run(
             by=params["by"] or getpass.getuser(),
             why=params["why"] or "",
-            until=pauses.parse_until(params["until"], now) if params["until"] else None,
-            now=now,
+            until=params["until"] or "",
+            dry=module.check_mode,
         )
-        after = {**held, **{queue: pause for queue, pause in wanted.items() if pause is not None}}
-        after = {queue: pause for queue, pause in after.items() if wanted.get(queue, pause) is not None}
-        before = pausing.consumers(fleet)
-        goal = pausing.withheld(fleet)
-        act = {queue: nodes for queue, nodes in (before if pausing.paused else goal).items() if nodes}
-        if not module.check_mode:
-            if wanted:
-                pauses.save(broker, wanted)
-            if wanted or act:
-                pausing.tell(fleet)
-                fleet = pausing.look()
-            fleet = pausing.settle(fleet, goal)
-        consumers = pausing.consumers(fleet)
-        if not pausing.paused and not module.check_mode:
-            for queue in (queue for queue, nodes in consumers.items() if not nodes):
-                module.warn(f"nobody consumes {queue}: start the workers that ought to.")
-    shown = [{queue: str(pause) for queue, pause in sorted(side.items())} for side in (held, after)]
+    shown = [{queue: str(pause) for queue, pause in sorted(side.items())} for side in (done.before, done.after)]
     return {
-        "changed": bool(wanted or act),
-        "paused": {queue: pause.as_dict(now) for queue, pause in sorted(after.items())},
-        "stopped": act if pausing.paused else {},
-        "started": {} if pausing.paused else act,
-        "consumers": consumers,
-        "waiting": waiting,
+        "changed": done.changed,
+        "paused": {queue: pause.as_dict(done.now) for queue, pause in sorted(done.after.items())},
+        "stopped": done.stopped,
+        "started": done.started,
+        "consumers": done.consumers,
+        "waiting": done.waiting,
         "elapsed": round(time.monotonic() - started, 3),
         "diff": {
             "before": json.dumps(shown[0], indent=2) + "\n",
