@@ -23,7 +23,7 @@ import yaml
 pytestmark = pytest.mark.ansible
 
 TOP = Path(__file__).resolve().parents[2]
-ROLES = ("_unit", "redis", "release", "worker", "beat")
+ROLES = sorted(path.parents[1].name for path in TOP.glob("roles/*/meta/argument_specs.yml"))
 
 
 def load(path: str) -> Any:
@@ -42,9 +42,16 @@ def program(name: str) -> ModuleType:
 @pytest.mark.parametrize("role", ROLES)
 def test_every_default_is_specified_and_every_option_has_a_default(role: str) -> None:
     specs = load(f"roles/{role}/meta/argument_specs.yml")["argument_specs"]
+    path = f"roles/{role}/defaults/main.yml"
+    defaults = set(load(path) or {}) if (TOP / path).is_file() else set()
+    asked: set[str] = set()
     for entry, spec in specs.items():
-        assert set(spec["options"]) == set(load(f"roles/{role}/defaults/main.yml")), entry
+        options = set(spec.get("options", {}))
+        required = {name for name in options if spec["options"][name].get("required")}
+        assert options - required <= defaults, entry
         assert spec["short_description"] and spec["description"], entry
+        asked |= options
+    assert defaults <= asked
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -54,10 +61,19 @@ def test_every_entry_point_is_a_file_of_tasks(role: str) -> None:
         assert (TOP / "roles" / role / "tasks" / f"{entry}.yml").is_file(), entry
 
 
+def test_every_part_of_the_runtime_can_be_switched_off_by_name() -> None:
+    options = load("roles/worker/meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    parts = importlib.util.spec_from_file_location("_environment", TOP / "runtime" / "celeryops" / "_environment.py")
+    assert parts and parts.loader
+    module = importlib.util.module_from_spec(parts)
+    parts.loader.exec_module(module)
+    assert options["celery_worker_disable"]["choices"] == list(module.PARTS)
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_secrets_are_marked_in_the_specs(role: str) -> None:
     specs = load(f"roles/{role}/meta/argument_specs.yml")["argument_specs"]
-    for option, spec in specs["main"]["options"].items():
+    for option, spec in (pair for entry in specs.values() for pair in entry.get("options", {}).items()):
         if option.endswith(("_broker_url", "_result_backend", "_environment", "_password")):
             assert spec.get("no_log") is True, option
 
