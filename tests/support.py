@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -120,6 +121,66 @@ class RedisServer:
 
     def keys(self, db: int = 0) -> list[str]:
         return sorted(self.cli("KEYS", "*", db=db).splitlines())
+
+
+class RabbitServer:
+    """A RabbitMQ of our own on free ports, with an epmd of its own, all of it in a directory of ours."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.port = free_port()
+        self.directory = directory or OUTPUT / "rabbitmq" / str(self.port)
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> RabbitServer:
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory.mkdir(parents=True)
+        epmd = free_port()
+        (self.directory / "plugins").write_text("[].\n")
+        environment = {
+            **os.environ,
+            "HOME": str(self.directory),
+            "ERL_EPMD_PORT": str(epmd),
+            "RABBITMQ_NODENAME": f"lab{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(self.directory / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.directory / "log"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "plugins"),
+            "RABBITMQ_CONFIG_FILE": str(self.directory / "none"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.directory / "none"),
+        }
+        for command in (["epmd", "-port", str(epmd)], ["/usr/lib/rabbitmq/bin/rabbitmq-server"]):
+            self.processes.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    start_new_session=True, env=environment, cwd=self.directory,
+                )
+            )  # fmt: skip
+        wait_until(self._listens, 60, "rabbitmq-server")
+        return self
+
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.processes.clear()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> RabbitServer:
+        return self.start()
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop()
+
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
 
 
 class Worker:

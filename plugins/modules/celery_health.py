@@ -163,6 +163,11 @@ unacked:
   returned: success
   type: dict
   sample: {count: 3, oldest_age: 4.2}
+dead:
+  description: Dead letters by dead-letter queue, where there are any.
+  returned: success
+  type: dict
+  sample: {email.dead: 12}
 paused:
   description: The queues that are paused, each with who paused it, since when and why, in words.
   returned: success
@@ -200,6 +205,7 @@ def look(module: CeleryModule, facts: health.Facts) -> None:
             names = {queue for unit in units if unit.get("enabled") for queue in unit.get("queues", [])}
             names.update(params["queues"], *(node["queues"] for node in facts.fleet["answered"].values()))
             facts.queues = survey.queue_facts(broker, names)
+            facts.dead = survey.dead_facts(broker)
             facts.unacked = survey.unacked_facts(broker)
             facts.paused = survey.pause_facts(broker)
             if params["application"]:
@@ -245,6 +251,7 @@ def body(module: CeleryModule) -> dict[str, Any]:
         "causes": verdict.causes,
         "fleet": dict((facts.fleet or {}).get("answered", {})),
         "queues": dict(facts.queues or {}),
+        "dead": dict(facts.dead or {}),
         "unacked": dict(facts.unacked or {}),
         "paused": {name: pause["text"] for name, pause in facts.paused.items()},
         "beat": dict(facts.heartbeat or {}),

@@ -104,7 +104,8 @@ tasks:
     place:
       description:
         - Where a task that has not ended was found. V(queued) in its queue; V(reserved), V(scheduled), V(running) at a
-          worker; V(unowned) fetched by a worker that does not answer or is dead; V(nowhere) in none of them.
+          worker; V(unowned) fetched by a worker that does not answer or is dead; V(dead) failed for good and is in the
+          dead letters of its queue; V(nowhere) in none of them.
         - V(nowhere) may be a wrong id, and a task that has ended and whose result is ignored or expired.
       type: str
       returned: with O(locate) for tasks that have not ended
@@ -163,7 +164,7 @@ def locate(broker: Broker, found: list[dict[str, Any]], timeout: float) -> dict[
     if not left:
         return {"nowhere": [], "silent": 0}
     with broker.guard(), Control(broker, timeout=timeout) as control:
-        seen = search(broker, control, Wanted(frozenset(item["task_id"] for item in left)))
+        seen = search(broker, control, Wanted(frozenset(item["task_id"] for item in left)), dead=True)
     for item in left:
         place = seen.found.get(item["task_id"])
         item["place"] = place.place if place else "nowhere"

@@ -29,6 +29,7 @@ def well() -> health.Facts:
     reply = {"queues": ["default"], "release": "v1"}
     return health.Facts(
         heartbeat=HEARTBEAT,
+        dead={"default.dead": 0},
         broker={
             "kind": "redis",
             "role": "master",
@@ -75,6 +76,16 @@ def test_a_pause_is_told_and_excuses_its_queue_until_its_time_is_over() -> None:
         (check,) = the(found, "queue_paused")
         assert (check.severity, check.subject) == (severity, "default")
         assert check.message == "queue default is paused by anna; 5000 messages wait"
+
+
+@pytest.mark.parametrize(
+    ("count", "severity"), [(0, "ok"), (9, "ok"), (10, "warning"), (100, "warning"), (101, "critical")]
+)
+def test_dead_letters_are_judged_by_queue(count: int, severity: str) -> None:
+    dead = {"default.dead": 0, "email.dead": count}
+    (check,) = the(verdict(dataclasses.replace(well(), dead=dead)), "dead_letters")
+    assert check.severity == severity and check.cure == ("dead_letter_report" if severity != "ok" else "")
+    assert severity == "ok" or check.subject == "email.dead"
 
 
 @pytest.mark.parametrize(("age", "severity"), [(3.0, "ok"), (300.0, "ok"), (301.0, "critical")])

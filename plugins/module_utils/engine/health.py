@@ -47,6 +47,7 @@ DEFAULTS: dict[str, Limit] = {
     "queue_latency": Limit(0.5, 2.5, "s"),
     "queue_consumers": Limit(None, 1, low_is_bad=True),
     "queue_paused": Limit(1, None, "s beyond the time it was meant to last"),
+    "dead_letters": Limit(10, 100, "messages"),
     "unacked_age": Limit(80, 100, "% of the visibility timeout"),
     "task_success": Limit(95, 90, "%", low_is_bad=True),
     "task_retry": Limit(5, 10, "%"),
@@ -76,6 +77,7 @@ CURES: dict[str, str] = {
     "queue_latency": "scale",
     "queue_consumers": "start",
     "queue_paused": "queue_resume",
+    "dead_letters": "dead_letter_report",
     "unacked_age": "restart",
     "task_success": "rollback",
     "task_retry": "rollback",
@@ -126,6 +128,7 @@ class Facts:
     fleet: Mapping[str, Any] | None = None
     queues: Mapping[str, Mapping[str, Any]] | None = None
     paused: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    dead: Mapping[str, int] | None = None
     unacked: Mapping[str, Any] | None = None
     queues_reason: str = "the broker does not answer"
     events: Mapping[str, Any] | None = None
@@ -266,7 +269,7 @@ class _Judge:
 
 def judge(facts: Facts, thresholds: Thresholds) -> Verdict:
     judging = _Judge(facts, thresholds)
-    for part in (_hosts, _broker, _fleet, _queues, _unacked, _memory, _beat, _units, _tasks):
+    for part in (_hosts, _broker, _fleet, _queues, _dead, _unacked, _memory, _beat, _units, _tasks):
         part(judging)
     worst = max((_RANK[check.severity] for check in judging.checks), default=_RANK[OK])
     name = {_RANK[CRITICAL]: "critical", _RANK[WARNING]: "warning"}.get(worst, "healthy")
@@ -493,6 +496,20 @@ def _paused(j: _Judge, queues: Mapping[str, Mapping[str, Any]]) -> None:
         j.add("queue_paused", limit.judge(over) if over > 0 else OK, name, round(over, 1), text, limit)
     if not j.facts.paused:
         j.add("queue_paused", OK, "", 0, "no queue is paused", limit)
+
+
+def _dead(j: _Judge) -> None:
+    dead = j.facts.dead
+    if dead is None:
+        j.unknown("dead_letters", j.facts.queues_reason)
+        return
+    limit = j.thresholds.of("dead_letters")
+    total = sum(dead.values())
+    j.figures(
+        "dead_letters",
+        ((name, count, limit, f"{name}: {count} tasks failed for good") for name, count in dead.items()),
+        f"{total} tasks failed for good" if total else "no dead letters",
+    )
 
 
 def _unacked(j: _Judge) -> None:

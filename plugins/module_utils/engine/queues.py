@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from . import savefile
 from .errors import (
@@ -344,6 +344,9 @@ class _Pace:
         return max(1, min(self._most, int(_BATCH_BYTES / self._average))) if self._average else min(self._most, 50)
 
 
+_Queues = TypeVar("_Queues", bound="RedisQueues")
+
+
 class RedisQueues:
     """The queues of one Redis database and key prefix."""
 
@@ -372,7 +375,7 @@ class RedisQueues:
         self._scripts: dict[str, Any] = {}
 
     @classmethod
-    def of(cls, broker: Any, batch_size: int = BATCH) -> RedisQueues:
+    def of(cls: type[_Queues], broker: Any, batch_size: int = BATCH) -> _Queues:
         return cls(
             broker.redis,
             broker.key_prefix,

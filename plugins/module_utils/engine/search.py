@@ -14,6 +14,7 @@ from typing import Any
 
 from .connection import Broker
 from .control import Control
+from .deadletters import SUFFIX
 from .errors import BadMessage, PreconditionFailed
 from .fleet import observe
 from .message import Envelope, identify
@@ -69,7 +70,7 @@ def _plain(value: Any) -> Any:
 class Found:
     task_id: str
     name: str
-    place: str  # queued, running, scheduled, reserved, unowned
+    place: str  # queued, running, scheduled, reserved, unowned, dead
     queue: str | None = None
     node: str | None = None
 
@@ -92,17 +93,27 @@ class Search:
 
 
 def search(
-    broker: Broker, control: Control, wanted: Wanted, *, queues: Sequence[str] | None = None, most: int = 50_000
+    broker: Broker,
+    control: Control,
+    wanted: Wanted,
+    *,
+    queues: Sequence[str] | None = None,
+    most: int = 50_000,
+    dead: bool = False,
 ) -> Search:
-    """Queues first, workers last: a task that moves on meanwhile is seen at its later place."""
+    """Queues first, workers last: a task that moves on meanwhile is seen at its later place. Dead letters, which wait
+    for nobody, only with `dead`."""
     wanted.check()
     result = Search()
     held: dict[str, Found] = {}
     if broker.kind == "redis":
         redis_queues = RedisQueues.of(broker)
-        for queue in redis_queues.queues() if queues is None else queues:
+        names = redis_queues.queues() if queues is None else queues
+        letters = [name for name in names if queues is None and name.endswith(SUFFIX)]
+        for queue in [*(letters if dead else ()), *(name for name in names if name not in letters)]:
+            place = "dead" if queue in letters else "queued"
             for raw in redis_queues.messages(queue):
-                _note(result.found, _judged(raw, wanted, result), "queued", queue, most)
+                _note(result.found, _judged(raw, wanted, result), place, queue, most)
         for queue, document in _unacked(broker):
             _note(held, _judged(document, wanted, result), "unowned", queue, most)
     fleet = observe(control, [(command, {}) for command in PLACES])

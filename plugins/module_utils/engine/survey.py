@@ -15,6 +15,7 @@ from typing import Any
 from . import heartbeat, pauses
 from .connection import Broker
 from .control import Control, Request, is_beat
+from .deadletters import SUFFIX, DeadLetters
 from .queues import RedisQueues
 
 _INFO = (
@@ -148,12 +149,12 @@ class EventWindow:
 def queue_facts(broker: Broker, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """queue -> how many messages wait, and for how long the oldest does, if its producer stamps.
 
-    Beside the queues named those that hold messages: nobody may have been told of them.
+    Beside the queues named those that hold messages: nobody may have been told of them. Dead letters wait for nobody.
     """
     with broker.guard():
         queues = RedisQueues.of(broker)
         wanted = set(names)
-        depths = queues.depth(sorted(wanted.union(queues.queues())))
+        depths = queues.depth(sorted(wanted.union(name for name in queues.queues() if not name.endswith(SUFFIX))))
         depths = {queue: found for queue, found in depths.items() if found["depth"] or queue in wanted}
         oldest = queues.oldest([queue for queue, found in depths.items() if found["depth"]])
     return {
@@ -167,6 +168,13 @@ def unacked_facts(broker: Broker) -> dict[str, Any]:
     with broker.guard():
         found = RedisQueues.of(broker).unacked(most=1)
     return {"count": found["count"], "oldest_age": found["oldest_age"]}
+
+
+def dead_facts(broker: Broker) -> dict[str, int]:
+    """Dead letters by their queue."""
+    with broker.guard():
+        dead = DeadLetters.of(broker)
+        return {name: row["depth"] for name, row in dead.depth(dead.names()).items()}
 
 
 def pause_facts(broker: Broker) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import difflib
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -104,10 +104,13 @@ class Order:
                 raise PreconditionFailed(f"{option}: must not be below 0 seconds, not {number}.")
 
 
-def registered_names(replies: Replies) -> set[str]:
-    """Task names out of the answers to `registered`, which may carry a rate limit behind the name."""
+def registered_names(replies: Replies, nodes: Collection[str] | None = None) -> set[str]:
+    """Task names out of the answers (of these nodes) to `registered`, which may carry a rate limit behind the name."""
     return {
-        str(text).split(" ", 1)[0] for reply in replies.replies if reply.error is None for text in reply.value or ()
+        str(text).split(" ", 1)[0]
+        for reply in replies.replies
+        if reply.error is None and (nodes is None or reply.node in nodes)
+        for text in reply.value or ()
     }
 
 
