@@ -7,7 +7,7 @@ import os
 
 PARTS = (
     "notify", "watchdog", "release", "stamp", "canary", "ledger", "held", "revokes", "pause", "limits", "heartbeat",
-    "deadletter", "signing",
+    "deadletter", "signing", "once",
 )  # fmt: skip
 
 

@@ -243,7 +243,7 @@ def _options_from_text(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _tls_from_app(use_ssl: Any) -> dict[str, Any] | None:
+def tls_from_app(use_ssl: Any) -> dict[str, Any] | None:
     if not use_ssl:
         return None
     if not isinstance(use_ssl, Mapping):
@@ -339,7 +339,7 @@ class BrokerSpec:
             if transport_options is None:
                 transport_options = dict(conf.broker_transport_options or {})
             if tls is None:
-                tls = _tls_from_app(conf.broker_use_ssl)
+                tls = tls_from_app(conf.broker_use_ssl)
             result_backend = result_backend or conf.result_backend or ""
             control_exchange = conf.control_exchange
         if not url:

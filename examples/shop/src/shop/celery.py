@@ -33,6 +33,7 @@ app.conf.update(
         "shop.reserve_stock": {"queue": "critical"},
         "shop.send_*": {"queue": "email"},
         "shop.sales_report": {"queue": "reports"},
+        "shop.close_day": {"queue": "reports"},
         "shop.expire_carts": {"queue": "maintenance"},
         "shop.refresh_catalogue": {"queue": "maintenance"},
     },

@@ -8,6 +8,8 @@ from typing import Any
 
 from celery import shared_task
 
+from celeryops.tasks import IdempotentTask
+
 from .book import recorded
 from .version import SELFTEST_ANSWER
 
@@ -67,6 +69,13 @@ def expire_carts(self: Any) -> None:
 @recorded
 def refresh_catalogue(self: Any) -> None:
     time.sleep(0.05)
+
+
+@shared_task(name="shop.close_day", bind=True, base=IdempotentTask, once_by=["day"], once_category="reports")
+@recorded
+def close_day(self: Any, day: str, seconds: float = 0.5) -> None:
+    """Done once a day, however often and by whomever it is sent."""
+    time.sleep(seconds)
 
 
 @shared_task(name="shop.selftest", bind=True, ignore_result=False)
