@@ -442,7 +442,7 @@ def once(
     policy = Policy(scope, category, ttl, by, lost)
 
     def decorate(work: Callable[..., Any]) -> Callable[..., Any]:
-        if type(work) is not types.FunctionType:
+        if not issubclass(type(work), types.FunctionType):
             raise ImproperlyConfigured(
                 "once: put @once below @shared_task or @app.task, next to the function: above, workers would run the "
                 "task without it"

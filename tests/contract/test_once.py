@@ -48,7 +48,7 @@ def test_done_once(lab: Any, pool: str) -> None:
         assert result.get(timeout=20) == f"a-{pool} done done"
         if pool != "solo":  # where one waits for the other's end
             body = lab.collect.s().set(**route)
-            members = group(lab.work.si(f"c-{pool}", 0.5).set(**route) for _ in range(3))
+            members = group(lab.work.si(f"c-{pool}", 0.5).set(**route) for _number in range(3))
             assert sorted(chord(members)(body).get(timeout=30)) == [f"c-{pool} done"] * 3
             assert len(ids(lab.server, f"c-{pool}")) == 1
         # Its own message, handed out again after its end, is not run again; its result stays.

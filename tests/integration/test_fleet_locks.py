@@ -52,7 +52,7 @@ def test_report_and_clear(shop: Story) -> None:
         runs_on = send(shop, "2026-11-21", seconds=25.0)
         wait_for(shop, "begin", runs_on)
         # Sent again, by keyword: left out, whichever host gets it.
-        for _ in range(4):
+        for _number in range(4):
             send(shop, day="2026-11-20", seconds=0.1)
         before = shop.redis("KEYS", "celeryops:once:*")
 

@@ -46,11 +46,11 @@ def test_thousand_repetitions_at_once(lab: Any) -> None:
     fleet = [worker(lab.server, f"many{number}", "many", concurrency=4) for number in range(2)]
 
     def send() -> None:
-        for _ in range(250):
+        for _number in range(250):
             lab.work.apply_async(args=["t", 0.3], queue="many", ignore_result=True)
 
     with workers(*fleet):
-        threads = [threading.Thread(target=send) for _ in range(4)]
+        threads = [threading.Thread(target=send) for _number in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -62,11 +62,9 @@ def test_thousand_repetitions_at_once(lab: Any) -> None:
 
 def test_switched_off(lab: Any) -> None:
     with worker(lab.server, "off", "off", CELERYOPS_DISABLE="once"):
-        for _ in range(2):
+        for _number in range(2):
             lab.work.apply_async(args=["off"], queue="off").get(timeout=20)
         assert len(ids(lab.server, "off")) == 2
-
-
 
 
 def test_redis_away(lab: Any, tmp_path: Path) -> None:
@@ -84,7 +82,7 @@ def test_redis_away(lab: Any, tmp_path: Path) -> None:
             locks.stop()
             time.sleep(2.0)
             for what, seconds in (("moved", 4.0), ("during", 0.5)):
-                sent = [lab.work.apply_async(args=[what, seconds], queue="sql") for _ in range(10)]
+                sent = [lab.work.apply_async(args=[what, seconds], queue="sql") for _number in range(10)]
                 assert {one.get(timeout=30) for one in sent} <= {None, f"{what} done"}
             assert moved.get(timeout=20) == "moved done"
             for what in ("moved", "during"):
@@ -96,7 +94,7 @@ def test_redis_away(lab: Any, tmp_path: Path) -> None:
                 assert lab.work.apply_async(args=[what, seconds], queue="sql").get(timeout=20) == f"{what} done"
                 assert len(ids(lab.server, what)) == 1
             assert lab.work.apply_async(args=["after"], queue="sql").get(timeout=20) == "after done"
-            wait_until(lambda: locks.keys(), 10, "a record in Redis")
+            wait_until(locks.keys, 10, "a record in Redis")
 
 
 def test_both_stores_away(lab: Any) -> None:
@@ -105,7 +103,7 @@ def test_both_stores_away(lab: Any) -> None:
         "CELERYOPS_ONCE_DATABASE": "sqlite:////nowhere/at/all/locks.db",
     }
     with worker(lab.server, "lost", "lost", **away) as lost:
-        for _ in range(2):
+        for _number in range(2):
             assert lab.work.apply_async(args=["lost"], queue="lost").get(timeout=20) == "lost done"
         assert len(ids(lab.server, "lost")) == 2  # policy run
         refused = lab.careful.apply_async(args=["refused"], queue="lost")

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
 
 from .connection import Broker, BrokerSpec, scrub
@@ -335,7 +335,7 @@ class SqlStore:
             yield Found(row.name, record, max(0.0, row.expires - time.time()), self.name)
 
 
-Store = RedisStore | SqlStore
+Store: TypeAlias = "RedisStore | SqlStore"
 
 
 def _digest(key: str) -> str:
