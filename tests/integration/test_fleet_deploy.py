@@ -79,7 +79,8 @@ def releases(story: Story) -> dict[str, set[str]]:
     code = (
         "basename $(readlink /srv/shop/current); "
         "for pid in $(systemctl show -p MainPID --value 'celery-shop-*.service'); do "
-        "[ $pid = 0 ] || tr '\\0' ' ' </proc/$pid/cmdline | sed 's|.*/releases/\\([^/]*\\)/venv/.*|\\1|'; echo; done"
+        "[ $pid = 0 ] || tr '\\0\\n' '  ' </proc/$pid/cmdline | sed 's|.*/releases/\\([^/]*\\)/venv/.*|\\1|'; echo; "
+        "done"
     )
     return {host: set(story.ssh(host, code).split()) for host in HOSTS}
 
