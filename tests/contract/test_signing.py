@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,6 +242,7 @@ def test_keys_change_while_workers_run(lab: Lab) -> None:
         lab.keys.hold(OLD)
         gone = lab.send()
         lab.keys.hold(NEW)
+        time.sleep(1.1)  # for a second what was read last counts
         for worker in fleet:
             worker.thaw()
         line = f"[{gone[0]}] is refused"

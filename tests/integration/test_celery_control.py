@@ -145,7 +145,7 @@ def test_a_running_task_is_ended_and_proven_dead(control: Any, server: RedisServ
     assert first["after"]["pre@lab"] == {"held": {}}
     assert not second["changed"] and second["not_held"] == [task_id]
     assert task_state(server.url(), task_id) == "REVOKED"
-    busy = send_task(server.url(), "lab.sleep", 3, queue="threads")
+    busy = send_task(server.url(), "lab.sleep", 10, queue="threads")
     wait_until(lambda: busy in fleet["threads@lab"].log.read_text(), what="the task")
     (refused,) = control({"terminated": [busy], "destination": ["threads@lab"]})
     assert refused["failed"] and "cannot terminate a task" in refused["msg"]

@@ -31,7 +31,7 @@ def test_list_and_clear(ansible: Ansible, broker: RedisServer, venv: Path) -> No
 
     worker = Worker(
         url, "locks@lab", app="labonce", arguments=("--include", "celeryops.worker"),
-        environment={"LABAPP_NOTES_URL": broker.url(1), "CELERYOPS_ONCE_LEASE": "6"},
+        environment={"LABAPP_NOTES_URL": broker.url(1), "CELERYOPS_ONCE_LEASE": "30"},
     )  # fmt: skip
     with worker:
         done = send_task(url, "once.work", "done")
