@@ -82,7 +82,8 @@ def test_info(ansible: Ansible, broker: RedisServer, defaults: dict[str, Any]) -
     assert every["unacked"] == {"count": 0, "oldest_age": None, "messages": [], "undecodable": 0}
     assert every["reply_keys"]["count"] == 0 and every["elapsed"] > 0
     assert named["queues"]["typo"] == {
-        "depth": 0, "by_priority": {"0": 0, "3": 0, "6": 0, "9": 0}, "exists": False, "interrupted": False,
+        "depth": 0, "by_priority": {"0": 0, "3": 0, "6": 0, "9": 0}, "exists": False, "paused": None,
+        "interrupted": False,
     }  # fmt: skip
     assert missing["failed"] and missing["category"] == "queue_unknown"
     assert "typo" in missing["msg"] and "orders" in missing["msg"]
