@@ -99,7 +99,9 @@ already_requeued:
   returned: success
   type: int
 nameless:
-  description: Of them, those the backend keeps no name of, because C(result_extended) was off.
+  description:
+    - Of them, those the backend keeps no arguments of, because C(result_extended) was off when they ran or their
+      worker did not know the task.
   returned: success
   type: int
 unknown_tasks:
@@ -204,8 +206,8 @@ def requeue(module: CeleryModule) -> dict[str, Any]:
         )
     if done.nameless:
         module.warn(
-            f"{done.nameless} failed task(s) fit and cannot be sent again: result_extended was off, so the backend "
-            f"keeps neither name nor arguments of them."
+            f"{done.nameless} failed task(s) fit and cannot be sent again: the backend keeps no arguments of them, "
+            f"because result_extended was off when they ran or their worker did not know the task."
         )
     return {
         "changed": done.count > 0,

@@ -114,6 +114,21 @@ def exception_name(result: Any) -> str | None:
     return str(result["exc_type"]) if isinstance(result, Mapping) and result.get("exc_type") else None
 
 
+def failed_name(meta: Mapping[str, Any]) -> str | None:
+    """The name of a failed task, as far as the backend has it.
+
+    Of a task it does not know a worker stores the name in the exception alone, and never the arguments, whatever
+    result_extended says (C(celery/worker/consumer/consumer.py), on_unknown_task, 5.4 to 5.7).
+    """
+    if meta.get("name"):
+        return str(meta["name"])
+    result = meta.get("result")
+    if exception_name(result) != "NotRegistered":
+        return None
+    words = result.args if isinstance(result, BaseException) else result.get("exc_message") if result else None
+    return str(words[0]) if isinstance(words, (list, tuple)) and words else None
+
+
 # Dropping what is old
 
 
@@ -261,9 +276,9 @@ class Failed:
     def fits(self, task_id: str, meta: Mapping[str, Any], now: datetime) -> bool:
         if meta.get("status") != "FAILURE" or (self.ids and task_id not in self.ids):
             return False
-        name, error = meta.get("name"), exception_name(meta.get("result")) or ""
+        name, error = failed_name(meta), exception_name(meta.get("result")) or ""
         # Without a name nobody can tell: it is counted, and never sent.
-        if self.names and name and not any(fnmatch.fnmatchcase(str(name), one) for one in self.names):
+        if self.names and name and not any(fnmatch.fnmatchcase(name, one) for one in self.names):
             return False
         if self.exceptions and not any(fnmatch.fnmatchcase(error, one) for one in self.exceptions):
             return False
@@ -280,7 +295,7 @@ class Requeued:
     sent: list[dict[str, Any]] = field(default_factory=list)
     count: int = 0
     again: int = 0  # sent again before, for the same failure
-    nameless: int = 0  # result_extended was off when they ran
+    nameless: int = 0  # result_extended was off when they ran, or the worker did not know the task
     unknown_tasks: dict[str, int] = field(default_factory=dict)
     unplaced: int = 0
     undecodable: int = 0
@@ -351,6 +366,7 @@ def requeue(
     wanted.check()
     requeued = Requeued()
     unknown: Counter[str] = Counter()
+    bare = 0  # result_extended was off
     record = requeued_key(broker.key_prefix)
     script = broker.redis.register_script(_SEND_AGAIN)
     started = time.monotonic()
@@ -361,6 +377,7 @@ def requeue(
             failure = f"{task_id} {meta.get('date_done')}"
             if not name:
                 requeued.nameless += 1
+                bare += "name" not in meta
             elif known is not None and name not in known:
                 unknown[str(name)] += 1
             elif not place:
@@ -391,9 +408,9 @@ def requeue(
                         }
                     )
     requeued.unknown_tasks = dict(unknown)
-    if requeued.matched and requeued.nameless == requeued.matched:
+    if requeued.matched and bare == requeued.matched:
         raise PreconditionFailed(
-            f"result_extended: {requeued.nameless} failed task(s) fit, and the backend keeps neither name nor "
+            f"result_extended: {bare} failed task(s) fit, and the backend keeps neither name nor "
             f"arguments of any, because the application did not set result_extended. Set result_extended = True; it "
             f"counts for what fails from then on. Until then dead letters are the way to send a task again."
         )
