@@ -12,7 +12,9 @@ a record (engine/once.py) and renews it while it runs; when it has ended well a 
 - A task that fails for good leaves nothing, so that it can be sent again. One that retries keeps its place meanwhile.
 - An owner that was killed is followed at once on its own host, else when its lease has run out.
 
-Work that ends in the instant before its marker is written, with its process killed there, is done again.
+Work that ends in the instant before its marker is sent, with its process killed there, is done again. So is work of
+less than SHORT seconds whose marker was sent to a Redis that went away in that instant, when its process ends within
+CONFIRM seconds, before it could see that.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from celery import current_task
+from celery import current_task, signals
 from celery.exceptions import Ignore, ImproperlyConfigured, Reject, Retry
 
 from ._environment import disabled
@@ -61,6 +63,10 @@ REST = 5.0
 TIMEOUT = 2.0
 # Whether the database holds anything is asked so often.
 LOOK_EVERY = 5.0
+# A task shorter than this does not wait for the answer to its marker, which would cost it a good part of its time: the
+# next task reads it, or the thread that renews writes the marker again after CONFIRM seconds.
+SHORT = 0.05
+CONFIRM = 1.0
 
 
 class OnceError(Exception):
@@ -126,6 +132,7 @@ class Work:
     key: str
     record: records.Record
     store: Any = None
+    began: float = field(default_factory=time.monotonic)
     ended: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -193,6 +200,8 @@ class Keeper:
         self._away: dict[Any, float] = {}
         self._looked, self._sql_counts = -LOOK_EVERY, False
         self._held: dict[str, Work] = {}
+        # Markers that were sent, by their token: the work, the marker, its seconds and when it was sent.
+        self._sent: dict[str, tuple[Work, records.Record, float, float]] = {}
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
@@ -266,33 +275,84 @@ class Keeper:
         with work.lock:
             work.ended = True
             self._held.pop(work.record.token, None)
-            self._write(work, replace(work.record, state=state, value=value), seconds)
+            record = replace(work.record, state=state, value=value)
+            if state != records.DONE or time.monotonic() - work.began > SHORT or not self._post(work, record, seconds):
+                written = self._write(work, record, seconds)
+                if not written and seconds:
+                    self._lost(work)
 
-    def _write(self, work: Work, record: records.Record, seconds: float) -> None:
+    def _post(self, work: Work, record: records.Record, seconds: float) -> bool:
+        """Write without waiting, where the store can. The system sends it, even if this process is killed now.
+
+        Only a process that runs one task after the other: threads and greenlets come and go with their connections.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        if work.store is not self.redis or self.redis not in self._stores():
+            return False
+
+        def told(ours: bool) -> None:
+            self._sent.pop(record.token, None)
+            if not ours:
+                self._outrun(work)
+
+        self._sent[record.token] = (work, record, seconds, time.monotonic())
+        try:
+            self.redis.post(work.key, record, seconds, told)
+        except CeleryOpsError as exc:
+            self._sent.pop(record.token, None)
+            self._failed(self.redis, exc)
+            return False
+        return True
+
+    def confirm(self, older: float = 0.0) -> None:
+        """Write again what nobody has seen written. The same marker of the same owner: twice is as good as once."""
+        now = time.monotonic()
+        for token, (work, record, seconds, sent) in list(self._sent.items()):
+            if now - sent >= older:
+                if not self._write(work, record, seconds):
+                    return  # no store can be reached: later
+                self._sent.pop(token, None)
+
+    @staticmethod
+    def _outrun(work: Work) -> None:
+        logger.error("celeryops: %s ran longer than its lock could be renewed, and another has begun it", work.key)
+
+    def _write(self, work: Work, record: records.Record, seconds: float) -> bool:
+        """False when no store can be reached."""
         for store in self._stores(work.store):
             try:
                 if not store.write(work.key, record, seconds):
-                    logger.error(
-                        "celeryops: %s ran longer than its lock could be renewed, and another has begun it", work.key
-                    )
+                    self._outrun(work)
                     self._held.pop(record.token, None)
             except CeleryOpsError as exc:
                 self._failed(store, exc)
                 continue
             if store is not work.store and seconds:
                 work.store, self._sql_counts = store, self._sql_counts or store is self.sql
-            return
-        if seconds:
-            logger.error("celeryops: %s could not be written: no store of locks can be reached", work.key)
+            return True
+        return False
+
+    @staticmethod
+    def _lost(work: Work) -> None:
+        logger.error("celeryops: %s could not be written: no store of locks can be reached", work.key)
 
     def _renew(self) -> None:
+        due = time.monotonic() + self.lease / 3
         while True:
-            time.sleep(self.lease / 3)
+            time.sleep(max(0.0, min(CONFIRM, due - time.monotonic())))
+            try:
+                self.confirm(CONFIRM)
+            except Exception:
+                logger.exception("celeryops: markers could not be confirmed")
+            if time.monotonic() < due:
+                continue
+            due = time.monotonic() + self.lease / 3
             for work in list(self._held.values()):
                 try:
                     with work.lock:
-                        if not work.ended:
-                            self._write(work, work.record, self.lease)
+                        if not work.ended and not self._write(work, work.record, self.lease):
+                            self._lost(work)
                 except Exception:
                     logger.exception("celeryops: %s could not be renewed", work.key)
 
@@ -331,6 +391,14 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
+
+
+@signals.worker_process_shutdown.connect(weak=False)
+def _confirm_all(**_kwargs: Any) -> None:
+    for keep in list(_keepers.values()):
+        keep.confirm()
+        for work, *_marker in list(keep._sent.values()):
+            keep._lost(work)
 
 
 def keeper(app: Any) -> Keeper:

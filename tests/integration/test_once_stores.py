@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from once_support import drained, ids, lab, records, worker
 
+from celeryops import once
+from celeryops.engine.once import DONE, RUNNING, Record
 from support import RedisServer, wait_until, workers
 
 __all__ = ["lab"]
@@ -95,6 +98,44 @@ def test_redis_away(lab: Any, tmp_path: Path) -> None:
                 assert len(ids(lab.server, what)) == 1
             assert lab.work.apply_async(args=["after"], queue="sql").get(timeout=20) == "after done"
             wait_until(locks.keys, 10, "a record in Redis")
+
+
+def test_marker_whose_answer_never_came(lab: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """A short task does not wait for the answer to its marker; if Redis dies with it, the marker is written again."""
+    with RedisServer() as locks:
+        monkeypatch.setenv("CELERYOPS_ONCE_REDIS", locks.url())
+        keep = once.Keeper(lab.app)
+
+        def taken(what: str) -> once.Work:
+            record = Record(RUNNING, f"token-{what}", f"id-{what}", "node", keep.process, time.time())
+            work = once.Work(f"celeryops:once:short:global:{what}", record)
+            assert keep.take(work) is None
+            return work
+
+        def state(work: once.Work) -> str:
+            return locks.cli("HGET", work.key, "state")
+
+        keep.end(taken("first"), DONE, 60.0)  # brings the script
+        work = taken("asleep")
+        assert locks.process
+        locks.process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        keep.end(work, DONE, 60.0)
+        assert time.monotonic() - began < once.TIMEOUT / 2, "it waited for a Redis that sleeps"
+        locks.stop()
+        time.sleep(once.CONFIRM + 1.0)  # tried once, in vain
+        locks.start()
+        assert not state(work), "it came back empty"
+        wait_until(lambda: state(work) == DONE, once.REST + 5, "the marker")
+        assert int(locks.cli("TTL", work.key)) > 55
+
+        # Somebody else has begun it: it is theirs, and that is said when the answer is read.
+        keep.end(taken("first again"), DONE, 60.0)
+        work = taken("outrun")
+        locks.cli("HSET", work.key, "token", "theirs")
+        keep.end(work, DONE, 60.0)
+        taken("next")
+        assert state(work) == RUNNING and f"{work.key} ran longer than its lock" in caplog.text
 
 
 def test_both_stores_away(lab: Any) -> None:

@@ -114,6 +114,38 @@ def key_parts(key: str) -> tuple[str, str]:
     return unquote(task), unquote(where)
 
 
+class _Connection:
+    """A bare connection. Answers come in the order of the commands; some are read with the next one."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client  # gives the connection back when nobody refers to it
+        self._connection = client.connection
+        self.owed: list[Callable[[Any], None]] = []
+        self.writes = False  # whether its Redis is known to have the script
+
+    def send(self, *command: Any) -> None:
+        self._connection.send_command(*command)
+
+    def answer(self) -> Any:
+        """Of the last command. What a posted one is answered with an error is never told."""
+        from redis.exceptions import ResponseError
+
+        while self.owed:
+            told = self.owed.pop(0)
+            try:
+                answer = self._connection.read_response()
+            except ResponseError:
+                continue
+            told(answer)
+        return self._connection.read_response()
+
+    def close(self) -> None:
+        """Also after a time limit that struck in the middle: an answer would be taken for that of another command."""
+        self.owed.clear()
+        self.writes = False
+        self._connection.disconnect()
+
+
 class RedisStore:
     """Keys are without the key prefix everywhere but here. Each thread has a connection of its own."""
 
@@ -124,23 +156,27 @@ class RedisStore:
         self._local = threading.local()
         self._digests = {script: hashlib.sha1(script.encode()).hexdigest() for script in (_TAKE, _WRITE)}
 
+    def _client(self) -> _Connection:
+        """The connection of this thread."""
+        found: _Connection | None = getattr(self._local, "connection", None)
+        if found is None:
+            found = self._local.connection = _Connection(self.broker.redis.client())
+        return found
+
     def _call(self, *command: Any) -> Any:
         """One command on the bare connection: redis-py's own way takes as long again as Redis."""
         from redis.exceptions import ConnectionError as Lost
         from redis.exceptions import ResponseError
 
+        connection = self._client()
         for last in (False, True):
-            client = getattr(self._local, "client", None)
-            if client is None:
-                client = self._local.client = self.broker.redis.client()
             try:
-                client.connection.send_command(*command)
-                return client.connection.read_response()
+                connection.send(*command)
+                return connection.answer()
             except ResponseError:
                 raise
             except BaseException as exc:
-                # Also a time limit that struck in the middle: the answer would be taken for that of the next command.
-                client.connection.disconnect()
+                connection.close()
                 if last or not isinstance(exc, Lost):
                     raise
         raise AssertionError("the second try returns or raises")
@@ -162,9 +198,32 @@ class RedisStore:
 
     def write(self, key: str, record: Record, seconds: float) -> bool:
         """Our record as it is now; no seconds, no record. False where another has it."""
+        answer = self._script(_WRITE, key, *self._written(record, seconds))
+        return bool(answer) or seconds <= 0
+
+    def post(self, key: str, record: Record, seconds: float, told: Callable[[bool], None]) -> None:
+        """Write without waiting: `told` hears the answer with that of this thread's next command, or never.
+
+        The first on a connection is waited for: it brings the script.
+        """
+        full = self.broker.key_prefix + key
+        connection = self._client()
+        if not connection.writes:
+            told(self.write(key, record, seconds))
+            connection.writes = True
+            return
+        try:
+            connection.send("EVALSHA", self._digests[_WRITE], 1, full, *self._written(record, seconds))
+        except BaseException as exc:
+            connection.close()
+            with self.broker.guard():
+                raise exc
+        connection.owed.append(lambda answer: told(bool(answer) or seconds <= 0))
+
+    @staticmethod
+    def _written(record: Record, seconds: float) -> tuple[Any, ...]:
         milliseconds = max(1, int(seconds * 1000)) if seconds > 0 else 0
-        answer = self._script(_WRITE, key, record.token, record.task_id, record.state, record.info(), milliseconds)
-        return bool(answer) or not milliseconds
+        return record.token, record.task_id, record.state, record.info(), milliseconds
 
     def remove(self, key: str, token: str) -> bool:
         return bool(self._script(_WRITE, key, token, "", "", "", 0))
