@@ -29,16 +29,17 @@ sanity: deps ## ansible-test sanity on a clean copy
 	@scripts/sanity $(ARGS)
 
 unit: deps ## unit tests (ARGS="-k health" goes to pytest, here and below)
-	@scripts/pytest "ansible 5.7" tests/unit $(ARGS)
+	@scripts/pytest --name unit --environments "ansible 5.7" tests/unit $(ARGS)
 
 contract: deps ## engine and runtime against every Celery of CELERY="5.4 5.5 5.6 5.7"
-	@scripts/pytest "$(CELERY)" tests/contract $(ARGS)
+	@scripts/pytest --name contract --environments "$(CELERY)" --jobs 3 tests/contract $(ARGS)
 
 integration: deps ## real redis-server and workers on this machine, modules run by Ansible
-	@scripts/pytest "ansible 5.7" tests/integration --ignore-glob='*/test_fleet_*' $(ARGS)
+	@scripts/pytest --name integration --environments "ansible 5.7" --jobs 3 \
+		$(filter-out %/test_fleet_%,$(wildcard tests/integration/test_*.py)) $(ARGS)
 
 fleet: deps ## playbooks on one fleet of real systemd hosts: faults and load first, then every task counted
-	@scripts/pytest ansible tests/integration/test_fleet_*.py $(ARGS)
+	@scripts/pytest --name fleet --environments ansible $(wildcard tests/integration/test_fleet_*.py) $(ARGS)
 
 molecule: deps ## every Molecule scenario on real systemd hosts (ARGS="-s NAME" for one)
 	@scripts/molecule $(ARGS)

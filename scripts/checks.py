@@ -60,6 +60,10 @@ TEST = [
 PLANS = {"lint": LINT, "test": TEST}
 
 
+# No step takes half as long, on two cores; one that does hangs.
+LIMIT = 2700.0
+
+
 class Stopped(Exception):
     pass
 
@@ -70,8 +74,6 @@ def say(text: str) -> None:
 
 def stop(running: dict[str, subprocess.Popen[bytes]]) -> None:
     """Interrupt the leaders and let them clean up; then end what is left of their groups (sh's `&` ignores SIGINT)."""
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, signal.SIG_IGN)
     for process in running.values():
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
@@ -106,6 +108,10 @@ def run_stage(steps: list[Step], jobs: int) -> list[str]:
                 started[step.name] = time.monotonic()
                 say(f"start  {step.name}")
             time.sleep(0.05)
+            late = {name: process for name, process in running.items() if time.monotonic() - started[name] > LIMIT}
+            if late:
+                say(f"{', '.join(late)}: still running after {LIMIT:.0f} s; ending it")
+                stop(late)
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 process = running.pop(name)
                 seconds = time.monotonic() - started[name]
@@ -120,6 +126,8 @@ def run_stage(steps: list[Step], jobs: int) -> list[str]:
                 for line in shown:
                     print(f"         {line}", flush=True)
     except (KeyboardInterrupt, Stopped):
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, signal.SIG_IGN)
         stop(running)
         raise
     return failed

@@ -7,24 +7,21 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support import Ansible, RedisServer, celery_venv, link_collection
+from support import Ansible, RedisServer, celery_venv, link_collection, needs_ansible
 
 link_collection()
 HERE_IS_ANSIBLE = importlib.util.find_spec("ansible") is not None
-NEEDS_ANSIBLE = re.compile(r"^pytestmark = .*pytest\.mark\.ansible\b", re.MULTILINE)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if not collection_path.name.startswith("test_") or collection_path.suffix != ".py":
         return None
-    needs_ansible = NEEDS_ANSIBLE.search(collection_path.read_text(encoding="utf-8")) is not None
-    return True if needs_ansible != HERE_IS_ANSIBLE else None
+    return True if needs_ansible(collection_path) != HERE_IS_ANSIBLE else None
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,12 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 OUTPUT = TESTS / "output"
 COLLECTIONS = OUTPUT / "collections"
+
+
+def needs_ansible(file: Path) -> bool:
+    """Whether a test file runs in .venv, and not in the environments of Celery: it says so in its `pytestmark`."""
+    text = file.read_text(encoding="utf-8")
+    return re.search(r"^pytestmark = .*pytest\.mark\.ansible\b", text, re.MULTILINE) is not None
 
 
 def link_collection() -> None:

@@ -98,7 +98,7 @@ class Lab:
         return [item.decode() for item in self.client.lrange("lab:marks", 0, -1)]
 
     def says(self) -> dict[str, Any]:
-        with Broker(BrokerSpec.build(url=self.server.url())) as broker, Control(broker) as control:
+        with Broker(BrokerSpec.build(url=self.server.url())) as broker, Control(broker, timeout=10) as control:
             return {r.node: r.error or r.value for r in control.broadcast(signing.COMMAND).replies}
 
 
