@@ -231,8 +231,7 @@ def execute(params: dict[str, Any], dry: bool) -> dict[str, Any]:
     except ValueError:
         tail = done.stderr.decode(errors="replace").strip()[-2000:]
         raise PreconditionFailed(
-            f"app: the process for {params['app']} ended with {done.returncode} before the task: "
-            f"{tail or 'no output'}"
+            f"app: the process for {params['app']} ended with {done.returncode} before the task: {tail or 'no output'}"
         ) from None
     return dict(answer)
 

@@ -266,9 +266,7 @@ def test_requeue_says_where_result_extended_is_off(
         assert result.get("failed") and text in result["msg"], result
     # What a worker stores of a task it does not know, with result_extended on.
     error = {"exc_type": "NotRegistered", "exc_message": ["lab.gone"], "exc_module": "celery.exceptions"}
-    server.cli(
-        "SET", "celery-task-meta-bare", json.dumps({**bare, "result": error, "name": None, "args": None})
-    )
+    server.cli("SET", "celery-task-meta-bare", json.dumps({**bare, "result": error, "name": None, "args": None}))
     other, same = (ansible.module("celery_requeue", {**options, "names": [name]}) for name in ("lab.other", "lab.go*"))
     assert (other["matched"], other["nameless"]) == (0, 0) and not other["changed"], other
     assert (same["matched"], same["nameless"], same["count"]) == (1, 1, 0) and not same["changed"], same
