@@ -49,13 +49,14 @@ LINT = [
 TEST = [
     *LINT,
     [Step("unit", "make -s unit", tail=6), Step("image", "tests/image/build.sh")],
-    # Deploys under load are timed: beside the fleet only what mostly waits for workers to start and to stop.
+    # Deploys under load are timed: beside them only what mostly waits for workers to start and to stop.
     [
         Step("fleet", "make -s fleet", tail=4),
         Step("contract", "make -s contract", tail=6),
+        Step("integration", "make -s integration", tail=4),
         Step("sanity", "make -s sanity", tail=4),
+        Step("molecule", "make -s molecule", tail=12),
     ],
-    [Step("integration", "make -s integration", tail=4), Step("molecule", "make -s molecule", tail=12)],
 ]
 PLANS = {"lint": LINT, "test": TEST}
 

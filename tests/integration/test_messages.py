@@ -227,7 +227,7 @@ def test_only_what_the_dead_held_goes_back_in_its_place(
     dead = worker(broker, "dead@lab", queues="dead", concurrency=1)
     with workers(alive, dead):
         kept = [
-            send_task(url, "lab.late", 30, queue="alive"),
+            send_task(url, "lab.late", 300, queue="alive"),
             *(send_task(url, "lab.limited", queue="alive") for _number in range(2)),
         ]
         # One keeps the dead one busy, the others are fetched behind it: five in its hands.
@@ -270,6 +270,7 @@ def test_only_what_the_dead_held_goes_back_in_its_place(
         assert ansible.play([drop], defaults=defaults)[0]["count"] == 1
         with worker(broker, "heir@lab", queues="dead", concurrency=1):
             wait_until(lambda: set(notes(broker, "done")) == ids, 30, "the heir has done what the dead one held")
+        alive.kill()
         assert Counter(notes(broker, "done")) == Counter(ids)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 from once_support import drained, ids, lab, records, worker
 
 from celeryops import once
-from celeryops.engine.once import DONE, RUNNING, Record
+from celeryops.engine.connection import Broker, BrokerSpec
+from celeryops.engine.once import DONE, RUNNING, Record, RedisStore
 from support import RedisServer, wait_until, workers
 
 __all__ = ["lab"]
@@ -136,6 +138,20 @@ def test_marker_whose_answer_never_came(lab: Any, monkeypatch: pytest.MonkeyPatc
         keep.end(work, DONE, 60.0)
         taken("next")
         assert state(work) == RUNNING and f"{work.key} ran longer than its lock" in caplog.text
+
+
+def test_threads_that_begin_at_once(lab: Any) -> None:
+    for turn in range(20):
+        store = RedisStore(Broker(BrokerSpec.build(url=lab.server.url())))
+        barrier = threading.Barrier(8)
+
+        def take(number: int, turn: int = turn, store: RedisStore = store, barrier: Any = barrier) -> bool:
+            barrier.wait()
+            record = Record(RUNNING, f"{number}", "id", lease=1.0)
+            return store.take(f"celeryops:once:threads:global:{turn}-{number}", record) is None
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(take, range(8))) == [True] * 8
 
 
 def test_both_stores_away(lab: Any) -> None:

@@ -154,13 +154,15 @@ class RedisStore:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self._local = threading.local()
+        self._opening = threading.Lock()
         self._digests = {script: hashlib.sha1(script.encode()).hexdigest() for script in (_TAKE, _WRITE)}
 
     def _client(self) -> _Connection:
         """The connection of this thread."""
         found: _Connection | None = getattr(self._local, "connection", None)
         if found is None:
-            found = self._local.connection = _Connection(self.broker.redis.client())
+            with self._opening:  # of two clients made at once the loser would take all connections with it
+                found = self._local.connection = _Connection(self.broker.redis.client())
         return found
 
     def _call(self, *command: Any) -> Any:
