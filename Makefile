@@ -39,7 +39,7 @@ integration: deps ## real redis-server and workers on this machine, modules run 
 		$(filter-out $(wildcard tests/integration/test_fleet_*.py),$(wildcard tests/integration/test_*.py)) $(ARGS)
 
 fleet: deps ## playbooks on one fleet of real systemd hosts: faults and load first, then every task counted
-	@scripts/pytest --name fleet --environments ansible $(wildcard tests/integration/test_fleet_*.py) $(ARGS)
+	@scripts/pytest --name fleet --environments ansible $(wildcard tests/integration/test_fleet_*.py) --durations=20 $(ARGS)
 
 molecule: deps ## every Molecule scenario on real systemd hosts (ARGS="-s NAME" for one)
 	@scripts/molecule $(ARGS)
