@@ -33,7 +33,7 @@ CHECKS = 10_000
 THREADS = 4
 # Enough to keep the main process of a worker at work, which is what limits its throughput. With fewer the two round
 # trips of the lock are waited for, and cost a task that does nothing more.
-SLOTS = 4
+SLOTS = int(os.environ.get("SLOTS") or 4)
 
 
 def say(text: str) -> None:
