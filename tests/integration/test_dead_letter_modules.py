@@ -67,7 +67,7 @@ def letters(server: RedisServer) -> list[str]:
 
 
 def test_other_modules_tell_dead_letters_from_waiting_tasks(
-    ansible: Ansible, server: RedisServer, defaults: dict[str, Any], letters: list[str]
+    ansible: Ansible, server: RedisServer, defaults: dict[str, Any], letters: list[str], tmp_path: Path
 ) -> None:
     status, revoked = ansible.play(
         [
@@ -82,7 +82,7 @@ def test_other_modules_tell_dead_letters_from_waiting_tasks(
                 "celeryops.runbook.celery_revoke": {
                     "names": ["dead.fail"],
                     "confirm": "dead.fail",
-                    "directory": "/tmp/x",
+                    "directory": str(tmp_path / "saved"),
                 }
             },
         ],
@@ -91,7 +91,7 @@ def test_other_modules_tell_dead_letters_from_waiting_tasks(
     )
     (task,) = status["tasks"]
     assert (task["place"], task["queue"], status["nowhere"]) == ("dead", "work.dead", [])
-    assert revoked["places"] == {} and revoked["tasks"] == []
+    assert revoked["places"] == {} and revoked["tasks"] == [] and not (tmp_path / "saved").exists()
 
 
 def test_info(ansible: Ansible, server: RedisServer, defaults: dict[str, Any], letters: list[str]) -> None:
@@ -168,10 +168,10 @@ def test_purge(
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"queue": "", "state": "requeued"}, ["queue", "empty"]),
     ({"queue": "nosuch", "state": "requeued"}, ["queue", "nosuch"]),
-    ({"queue": "work", "state": "purged", "path": "/tmp/x"}, ["confirm", "work.dead", "not set"]),
-    ({"queue": "work", "state": "purged", "path": "/tmp/x", "confirm": "work"}, ["confirm", "'work'"]),
+    ({"queue": "work", "state": "purged", "path": "saved"}, ["confirm", "work.dead", "not set"]),
+    ({"queue": "work", "state": "purged", "path": "saved", "confirm": "work"}, ["confirm", "'work'"]),
     ({"queue": "work", "state": "purged", "confirm": "work.dead"}, ["path"]),
-    ({"queue": "work", "state": "requeued", "path": "/tmp/x"}, ["path"]),
+    ({"queue": "work", "state": "requeued", "path": "saved"}, ["path"]),
     ({"queue": "work", "state": "requeued", "rate": -1}, ["rate"]),
     ({"queue": "work", "state": "requeued", "max_messages": 0}, ["max_messages"]),
     ({"queue": "work", "state": "requeued", "filter": {"ids": [""]}}, ["filter.ids"]),
@@ -180,15 +180,21 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
-def test_wrong_input(ansible: Ansible, server: RedisServer, defaults: dict[str, Any], letters: list[str]) -> None:
+def test_wrong_input(
+    ansible: Ansible, server: RedisServer, defaults: dict[str, Any], letters: list[str], tmp_path: Path
+) -> None:
     before = server.cli("LRANGE", "work.dead", "0", "-1")
-    found = ansible.play([act(**options) for options, _words in WRONG], defaults=defaults)
+    tasks = [
+        act(**{name: str(tmp_path / value) if name == "path" else value for name, value in options.items()})
+        for options, _words in WRONG
+    ]
+    found = ansible.play(tasks, defaults=defaults)
     for result, (_options, words) in zip(found, WRONG, strict=True):
         assert result["failed"] and all(word in result["msg"] for word in words), result["msg"]
-    assert server.cli("LRANGE", "work.dead", "0", "-1") == before
+    assert server.cli("LRANGE", "work.dead", "0", "-1") == before and not (tmp_path / "saved").exists()
 
 
-def test_rabbitmq(ansible: Ansible) -> None:
+def test_rabbitmq(ansible: Ansible, tmp_path: Path) -> None:
     with (
         RabbitServer() as rabbit,
         Worker(rabbit.url(), "dead@lab", app="labdead", queues="work", arguments=("--include", "celeryops.worker"),
@@ -213,7 +219,7 @@ def test_rabbitmq(ansible: Ansible) -> None:
             [
                 act(queue="work", state="requeued", max_messages=1, filter={"tasks": ["dead.fail"]}, timeout=0.5),
                 act(queue="nosuch", state="requeued"),
-                act(queue="work", state="purged", confirm="work.dead", path="/tmp/x"),
+                act(queue="work", state="purged", confirm="work.dead", path=str(tmp_path / "saved")),
             ],
             defaults=defaults,
         )
