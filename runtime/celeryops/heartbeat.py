@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-from celery.signals import beat_embedded_init, beat_init
+from celery.signals import beat_init
 
 from ._environment import disabled, release
 from .engine import heartbeat
@@ -106,5 +106,5 @@ def _init(sender: Any, **_: Any) -> None:
 
 
 if "heartbeat" not in disabled():
+    # Sent by every beat; one in a worker (-B) sends beat_embedded_init as well, which would start a second heart.
     beat_init.connect(_init)
-    beat_embedded_init.connect(_init)

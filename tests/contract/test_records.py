@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -219,3 +220,32 @@ def test_beat_leaves_a_heartbeat_until_it_hangs(lab: Lab, tmp_path: Path) -> Non
         beat.kill()
         beat.wait()
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_beat_in_a_worker_has_one_heartbeat(lab: Lab, tmp_path: Path) -> None:
+    schedule = {"often": {"task": "lab.add", "schedule": 0.5, "args": [1, 2]}}
+    code = (
+        "import sys, threading, labapp\n"
+        "from celery.signals import before_task_publish\n"
+        f"labapp.app.conf.beat_schedule = {schedule!r}\n"
+        "@before_task_publish.connect\n"
+        "def tell(**_):\n"
+        "    names = [thread.name for thread in threading.enumerate()]\n"
+        "    print(f'hearts={names.count(\"celeryops-heartbeat\")}', flush=True)\n"
+        "from celery.__main__ import main\n"
+        "sys.argv = 'celery -A labapp worker -B -c 1 --include celeryops.worker --schedule'.split()\n"
+        f"sys.argv.append({str(tmp_path / 'schedule')!r})\n"
+        "sys.exit(main())"
+    )
+    log = tmp_path / "log"
+    environment = {**os.environ, "CELERY_BROKER_URL": lab.server.url(), "CELERYOPS_APP_NAME": "lab"}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=TESTS, env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        wait_until(lambda: log.read_text().count("hearts=") >= 2, 20, "two tasks of beat")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert set(re.findall("hearts=[0-9]+", log.read_text())) == {"hearts=1"}
