@@ -12,8 +12,8 @@ from typing import Any
 from .engine.connection import Broker
 from .engine.control import Control
 from .engine.deadletters import REASONS, DeadLetters, DeadSelection, dead_queue, origin_queue
-from .engine.errors import NoReply, PreconditionFailed, QueueUnknown
-from .engine.tasks import queue_names, registered_names
+from .engine.errors import PreconditionFailed, QueueUnknown
+from .engine.tasks import ask_registered, queue_names, registered_names
 
 FILTER_SPEC: dict[str, Any] = {
     "type": "dict",
@@ -72,15 +72,8 @@ def require(dead: DeadLetters, queues: Iterable[str]) -> None:
 
 def known_tasks(broker: Broker, queue: str, timeout: float) -> set[str]:
     """What the workers know that consume the queue; where nobody does, all of them."""
-    with Control(broker, timeout=timeout) as control:
-        asked = control.many([("registered", {}), ("active_queues", {})])
-    if not asked["registered"].replies:
-        raise NoReply(
-            "registered_only: no worker answers, so nobody can tell which tasks are known. Start a worker, or set it "
-            "to false."
-        )
-    consumers = {reply.node for reply in asked["active_queues"].replies if queue in queue_names(reply.value)}
-    return registered_names(asked["registered"], consumers or None)
+    registered, queues = ask_registered(broker, timeout)
+    return registered_names(registered, {node for node, names in queues if queue in names} or None)
 
 
 def consumed(broker: Broker, timeout: float) -> list[str]:

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from ._module import CeleryModule
+from ._module import CeleryModule, above_zero
 from .engine.connection import Broker, read_environment_file
 from .engine.control import Control
 from .engine.errors import PreconditionFailed
@@ -32,8 +32,7 @@ def lock_argument_spec() -> dict[str, Any]:
 def find_locks(module: CeleryModule, most: int | None = None) -> Iterator[tuple[list[Store], Locks]]:
     """The locks that the module's options choose, and what their nodes say."""
     params = module.params
-    if params["timeout"] <= 0:
-        raise PreconditionFailed(f"timeout: must be above 0 seconds, not {params['timeout']}.")
+    above_zero(params, "timeout")
     scope = params["scope"] or ""
     if scope and scope != "global" and not (scope.startswith(("user=", "tenant=")) and scope.partition("=")[2]):
         raise PreconditionFailed(f"scope: {scope!r} is none of global, user=ID and tenant=ID.")

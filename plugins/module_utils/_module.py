@@ -11,7 +11,7 @@ import os
 import site
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
@@ -50,6 +50,19 @@ def connection_argument_spec() -> dict[str, Any]:
         "connect_timeout": {"type": "float", "default": 5.0},
         "socket_timeout": {"type": "float", "default": 10.0},
     }
+
+
+def above_zero(params: Mapping[str, Any], *names: str) -> None:
+    for name in names:
+        if params[name] <= 0:
+            raise PreconditionFailed(f"{name}: must be above 0 seconds, not {params[name]:g}.")
+
+
+def confirmed(params: Mapping[str, Any], meant: str, why: str) -> None:
+    """`why` ends before "must equal"."""
+    if params["confirm"] != meant:
+        given = f"not {params['confirm']!r}" if params["confirm"] is not None else "and is not set"
+        raise PreconditionFailed(f"confirm: {why} must equal {meant!r}, {given}.")
 
 
 class _Module(AnsibleModule):

@@ -126,7 +126,7 @@ wrong:
 
 from typing import Any
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import tasks
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed
@@ -160,8 +160,7 @@ def _queues(value: Any) -> list[str] | dict[str, list[str]] | None:
 def celery_canary(module: CeleryModule) -> dict[str, Any]:
     params = module.params
     queues = _queues(params["queues"])
-    if params["timeout"] <= 0:
-        raise PreconditionFailed(f"timeout: must be above 0 seconds, not {params['timeout']}.")
+    above_zero(params, "timeout")
     for option in ("args", "kwargs", "expect"):
         if params[option] not in (None, [], {}) and not params["run"]:
             raise PreconditionFailed(f"{option}: has no meaning without run. Name the task to run.")

@@ -210,7 +210,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import pauses
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control, Request, is_beat
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
@@ -321,9 +321,7 @@ def desired_of(params: Mapping[str, Any]) -> Desired:
     beats = [name for name in destination or () if is_beat(name)]
     if beats:
         raise PreconditionFailed(f"destination: {beats[0]} is a beat, which obeys no remote control. Use its unit.")
-    for name in ("timeout", "wait_timeout"):
-        if params[name] <= 0:
-            raise PreconditionFailed(f"{name}: must be above 0 seconds, not {params[name]}.")
+    above_zero(params, "timeout", "wait_timeout")
     return desired
 
 

@@ -136,7 +136,7 @@ elapsed:
 from typing import Any
 
 from ansible_collections.celeryops.runbook.plugins.module_utils import _dead_letters
-from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, confirmed, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import savefile
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import Broker
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.deadletters import (
@@ -171,17 +171,14 @@ def check(params: dict[str, Any]) -> str:
         raise PreconditionFailed("queue: is empty. Name the queue.")
     queue = _dead_letters.names([params["queue"]])[0]
     if params["state"] == "purged":
-        if params["confirm"] != queue:
-            given = f"not {params['confirm']!r}" if params["confirm"] is not None else "and is not set"
-            raise PreconditionFailed(f"confirm: purging removes entries, so it must equal {queue!r}, {given}.")
+        confirmed(params, queue, "purging removes entries, so it")
         if params["path"] is None:
             raise PreconditionFailed("path: state purged needs the name of a file on this host.")
         if params["rate"]:
             raise PreconditionFailed("rate: has no meaning with state purged.")
     elif params["path"] is not None:
         raise PreconditionFailed("path: has no meaning with state requeued.")
-    if params["timeout"] <= 0:
-        raise PreconditionFailed(f"timeout: must be above 0 seconds, not {params['timeout']:g}.")
+    above_zero(params, "timeout")
     if params["rate"] < 0:
         raise PreconditionFailed(f"rate: must not be below 0 a second, not {params['rate']:g}.")
     if params["max_messages"] is not None and params["max_messages"] < 1:
@@ -270,7 +267,7 @@ def change(module: CeleryModule) -> dict[str, Any]:
     if unknown:
         texts = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
         module.warn(f"{queue}: left in place, because no worker of the queue knows the task: {texts}.")
-    result: dict[str, Any] = {
+    return {
         "changed": outcome.count > 0 or outcome.recovered is not None,
         "queue": queue,
         "count": outcome.count,
@@ -280,14 +277,9 @@ def change(module: CeleryModule) -> dict[str, Any]:
         "before": before,
         "after": after,
         "elapsed": round(outcome.elapsed, 3),
+        **outcome.traces(),
         "diff": {"before": {queue: before}, "after": {queue: after, params["state"]: outcome.tasks or outcome.count}},
     }
-    if outcome.save_id is not None:
-        result["saved"] = {"path": outcome.path, "id": outcome.save_id, "sha256": outcome.sha256,
-                           "bytes": outcome.bytes}  # fmt: skip
-    if outcome.recovered is not None:
-        result["recovered"] = outcome.recovered
-    return result
 
 
 def main() -> None:

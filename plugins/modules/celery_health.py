@@ -181,7 +181,7 @@ beat:
 
 from typing import Any
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import health, survey
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import CeleryOpsError, PreconditionFailed
 
@@ -220,9 +220,9 @@ def look(module: CeleryModule, facts: health.Facts) -> None:
 
 def body(module: CeleryModule) -> dict[str, Any]:
     params = module.params
-    for name in ("window", "timeout"):
-        if params[name] < 0 or (name == "timeout" and params[name] == 0):
-            raise PreconditionFailed(f"{name}: must be above 0 seconds, not {params[name]:g}.")
+    above_zero(params, "timeout")
+    if params["window"] < 0:
+        raise PreconditionFailed(f"window: must not be below 0 seconds, not {params['window']:g}.")
     for name, host in params["hosts"].items():
         if not isinstance(host, dict):
             raise PreconditionFailed(f"hosts.{name}: give the result of celery_host_info, not {type(host).__name__}.")

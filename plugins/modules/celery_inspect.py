@@ -255,7 +255,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import pauses
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import NoReply, PreconditionFailed
@@ -353,9 +353,7 @@ def without_arguments(value: Any) -> Any:
 
 
 def check(params: Mapping[str, Any]) -> None:
-    for name in ("timeout", "wait_interval"):
-        if params[name] <= 0:
-            raise PreconditionFailed(f"{name}: must be above 0 seconds, not {params[name]}.")
+    above_zero(params, "timeout", "wait_interval")
     if params["wait_timeout"] < 0:
         raise PreconditionFailed(f"wait_timeout: must not be negative, not {params['wait_timeout']}.")
     if not params["commands"]:

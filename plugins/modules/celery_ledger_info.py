@@ -104,9 +104,8 @@ tasks:
 
 from typing import Any
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.fleet import observe
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.ledger import COMMAND, account
 
@@ -119,8 +118,7 @@ ARGUMENT_SPEC = {
 
 def ledger(module: CeleryModule) -> dict[str, Any]:
     params = module.params
-    if params["timeout"] <= 0:
-        raise PreconditionFailed(f"timeout: must be above 0 seconds, not {params['timeout']}.")
+    above_zero(params, "timeout")
     with module.broker() as broker, Control(broker) as control:
         fleet = observe(control, [(COMMAND, {})], timeout=params["timeout"])
     nodes = {name: fleet.nodes[name].replies.get(COMMAND) for name in fleet.workers}

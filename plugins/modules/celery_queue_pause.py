@@ -110,7 +110,7 @@ import json
 import time
 from typing import Any
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.pausing import Pausing
@@ -128,9 +128,7 @@ ARGUMENT_SPEC = {
 
 def pause_queues(module: CeleryModule) -> dict[str, Any]:
     params = module.params
-    for name in ("timeout", "wait_timeout"):
-        if params[name] <= 0:
-            raise PreconditionFailed(f"{name}: must be above 0 seconds, not {params[name]}.")
+    above_zero(params, "timeout", "wait_timeout")
     if not params["queues"] or not all(queue.strip() for queue in params["queues"]):
         raise PreconditionFailed("queues: name at least one queue, and none with an empty name.")
     started = time.monotonic()

@@ -132,12 +132,7 @@ from typing import Any
 from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import results, tasks
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import Broker
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
-    NoReply,
-    PreconditionFailed,
-    QueueUnknown,
-)
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed, QueueUnknown
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "ids": {"type": "list", "elements": "str", "default": []},
@@ -174,19 +169,13 @@ def check(params: dict[str, Any]) -> results.Failed:
 
 def known_names(broker: Broker, timeout: float, queue: str | None) -> set[str]:
     """Names that workers have registered. The queue must be one that is consumed."""
-    with Control(broker, timeout=timeout) as control:
-        asked = control.many([("registered", {}), ("active_queues", {})])
-    if not asked["registered"].replies:
-        raise NoReply(
-            "registered_only: no worker answers, so nobody can tell which tasks are known. Start a worker, or set it "
-            "to false."
-        )
-    consumed = {name for reply in asked["active_queues"].replies for name in tasks.queue_names(reply.value)}
+    registered, queues = tasks.ask_registered(broker, timeout)
+    consumed = {name for _node, names in queues for name in names}
     if queue is not None and queue not in consumed:
         raise QueueUnknown(
             f"queue: no worker consumes {queue}. Consumed are {', '.join(sorted(consumed)) or 'none'}.", queue=queue
         )
-    return tasks.registered_names(asked["registered"])
+    return tasks.registered_names(registered)
 
 
 def requeue(module: CeleryModule) -> dict[str, Any]:

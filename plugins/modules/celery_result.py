@@ -105,10 +105,9 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import results
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import Broker
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "older_than": {"type": "float", "required": True},
@@ -117,8 +116,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 
 def prune(module: CeleryModule) -> dict[str, Any]:
-    if module.params["older_than"] <= 0:
-        raise PreconditionFailed(f"older_than: must be above 0 seconds, not {module.params['older_than']:g}.")
+    above_zero(module.params, "older_than")
     started = time.monotonic()
     with Broker(module.result_spec()) as broker:
         pruned = results.prune(broker, module.params["older_than"], dry=module.check_mode)

@@ -162,7 +162,7 @@ import uuid
 from collections import Counter
 from typing import Any
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, confirmed, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import revokes, savefile
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control, Request
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed
@@ -186,15 +186,11 @@ ARGUMENT_SPEC: dict[str, Any] = {
 def check(params: dict[str, Any]) -> Wanted:
     wanted = Wanted(frozenset(params["ids"]), tuple(params["names"]), params["args"], params["kwargs"])
     wanted.check()
-    meant = ",".join(params["names"])
-    if not params["ids"] and params["confirm"] != meant:
-        given = f"not {params['confirm']!r}" if params["confirm"] is not None else "and is not set"
-        raise PreconditionFailed(f"confirm: to revoke by name it must equal {meant!r}, {given}.")
+    if not params["ids"]:
+        confirmed(params, ",".join(params["names"]), "to revoke by name it")
     if not 1 <= params["max_tasks"] <= revokes.MOST:
         raise PreconditionFailed(f"max_tasks: must be 1 to {revokes.MOST}, not {params['max_tasks']}.")
-    for option in ("expires", "timeout"):
-        if params[option] <= 0:
-            raise PreconditionFailed(f"{option}: must be above 0 seconds, not {params[option]:g}.")
+    above_zero(params, "expires", "timeout")
     return wanted
 
 

@@ -113,7 +113,7 @@ import pwd
 import time
 from typing import Any
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, run
 from ansible_collections.celeryops.runbook.plugins.module_utils._session import run_session
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import (
     read_environment_file,
@@ -126,7 +126,7 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors im
     WaitTimeout,
 )
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.search import Wanted, search
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.tasks import TaskUnknown, alike
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.tasks import TaskFailed, TaskUnknown, alike
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "app": {"type": "str", "required": True},
@@ -141,10 +141,6 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "return_result": {"type": "bool", "default": False},
     "timeout": {"type": "float", "default": 2.0},
 }
-
-
-class TaskFailed(CeleryOpsError):
-    category = "task_failed"
 
 
 class Doubled(CeleryOpsError):
@@ -238,9 +234,7 @@ def execute(params: dict[str, Any], dry: bool) -> dict[str, Any]:
 
 def run_inline(module: CeleryModule) -> dict[str, Any]:
     params = module.params
-    for option in ("run_timeout", "timeout"):
-        if params[option] <= 0:
-            raise PreconditionFailed(f"{option}: must be above 0 seconds, not {params[option]:g}.")
+    above_zero(params, "run_timeout", "timeout")
     module.secrets += module.broker_spec().secrets
     if params["environment_file"]:
         module.secrets += secret_values(read_environment_file(params["environment_file"]))

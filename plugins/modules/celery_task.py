@@ -135,7 +135,7 @@ from ansible_collections.celeryops.runbook.plugins.module_utils._module import C
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import tasks
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import Broker
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import CeleryOpsError, PreconditionFailed
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed
 
 ARGUMENT_SPEC = {
     "name": {"type": "str"},
@@ -154,10 +154,6 @@ ARGUMENT_SPEC = {
     "return_result": {"type": "bool", "default": False},
     "result_backend": {"type": "str", "no_log": True},
 }
-
-
-class TaskFailed(CeleryOpsError):
-    category = "task_failed"
 
 
 def celery_task(module: CeleryModule) -> dict[str, Any]:
@@ -194,7 +190,7 @@ def celery_task(module: CeleryModule) -> dict[str, Any]:
                 result["result"] = found["result"]
             if found["state"] != "SUCCESS":
                 why = f": {found['error']}" if found["error"] else ""
-                raise TaskFailed(
+                raise tasks.TaskFailed(
                     f"task {result['task_id']} ended as {found['state']}{why}. See the log of its worker, or set "
                     f"return_result.",
                     **result,

@@ -299,7 +299,7 @@ elapsed:
 
 from typing import Any
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, confirmed, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import savefile
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed, QueueUnknown
@@ -360,11 +360,8 @@ def check(params: dict[str, Any], wanted: Selection) -> None:
     state, queue = params["state"], params["queue"]
     if not queue and (state != "rescued" or queue is not None):
         raise PreconditionFailed("queue: is empty. Name the queue.")
-    if state in REMOVES and params["confirm"] != queue:
-        given = f"not {params['confirm']!r}" if params["confirm"] is not None else "and is not set"
-        raise PreconditionFailed(
-            f"confirm: state {state} removes messages, so confirm must equal the queue's name {queue!r}, {given}."
-        )
+    if state in REMOVES:
+        confirmed(params, queue, f"state {state} removes messages, so it")
     if (params["to"] is not None) != (state == "moved"):
         raise PreconditionFailed(
             "to: name the queue to move to." if state == "moved" else f"to: has no meaning with state {state}."
@@ -373,8 +370,7 @@ def check(params: dict[str, Any], wanted: Selection) -> None:
         raise PreconditionFailed("to: must name another queue.")
     if params["dead"] and state != "rescued":
         raise PreconditionFailed(f"dead: has no meaning with state {state}.")
-    if params["timeout"] <= 0:
-        raise PreconditionFailed(f"timeout: must be above 0 seconds, not {params['timeout']}.")
+    above_zero(params, "timeout")
     if wanted and state == "purged":
         raise PreconditionFailed("filter: has no meaning with state purged. Use state: dropped.")
     for name, value in (params["filter"] or {}).items():
@@ -540,6 +536,7 @@ def report(outcome: Outcome, before: dict[str, int], after: dict[str, int]) -> d
         "before": before,
         "after": after,
         "elapsed": round(outcome.elapsed, 3),
+        **outcome.traces(),
         "diff": {"before": before, "after": after},
     }
     if outcome.tasks is not None:
@@ -548,17 +545,8 @@ def report(outcome: Outcome, before: dict[str, int], after: dict[str, int]) -> d
     if outcome.ages is not None:
         result["ages"] = outcome.ages
         result["diff"]["after"]["ages"] = outcome.ages
-    if outcome.save_id is not None:
-        result["saved"] = {
-            "path": outcome.path,
-            "id": outcome.save_id,
-            "sha256": outcome.sha256,
-            "bytes": outcome.bytes,
-        }
     if outcome.already_imported is not None:
         result["already_imported"] = outcome.already_imported
-    if outcome.recovered is not None:
-        result["recovered"] = outcome.recovered
     return result
 
 

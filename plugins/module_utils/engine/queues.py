@@ -321,6 +321,15 @@ class Outcome:
     recovered: dict[str, Any] | None = None
     elapsed: float = 0.0
 
+    def traces(self) -> dict[str, Any]:
+        """For a result: the file that was written or read, and an interrupted operation that was found; if any."""
+        found: dict[str, Any] = {}
+        if self.save_id is not None:
+            found["saved"] = {"path": self.path, "id": self.save_id, "sha256": self.sha256, "bytes": self.bytes}
+        if self.recovered is not None:
+            found["recovered"] = self.recovered
+        return found
+
 
 @dataclass
 class _Lock:

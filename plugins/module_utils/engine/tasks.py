@@ -40,6 +40,10 @@ class TaskUnknown(CeleryOpsError):
     category = "task_unknown"
 
 
+class TaskFailed(CeleryOpsError):
+    category = "task_failed"
+
+
 class CanaryFailed(CeleryOpsError):
     category = "canary"
 
@@ -123,6 +127,18 @@ def alike(name: str, known: Iterable[str]) -> str:
 def queue_names(value: Any) -> list[str]:
     """Queue names out of one answer to `active_queues`."""
     return [str(queue.get("name")) for queue in value or () if isinstance(queue, dict)]
+
+
+def ask_registered(broker: Broker, timeout: float) -> tuple[Replies, list[tuple[str, list[str]]]]:
+    """What workers have registered, and the queues of each."""
+    with Control(broker, timeout=timeout) as control:
+        asked = control.many([("registered", {}), ("active_queues", {})])
+    if not asked["registered"].replies:
+        raise NoReply(
+            "registered_only: no worker answers, so nobody can tell which tasks are known. Start a worker, or set it "
+            "to false."
+        )
+    return asked["registered"], [(reply.node, queue_names(reply.value)) for reply in asked["active_queues"].replies]
 
 
 def demand_known(broker: Broker, control: Control, name: str, queue: str) -> None:
