@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, celeryops contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run tests/benchmark/bench_*.py --json (all, or those named), print one table, write tests/output/bench.json.
+"""Run tests/benchmark/bench_*.py (all, or those named), print one table, write tests/output/bench.json.
 
 A benchmark prints a JSON list of {name, baseline, ours, ratio, unit, conditions} on stdout and what it is doing on
 stderr. It runs in the Celery 5.7 environment. Naming some keeps what an earlier run found with the others.
@@ -24,9 +24,7 @@ FIELDS = {"name", "baseline", "ours", "ratio", "unit", "conditions"}
 
 def run(python: str, script: Path) -> list[dict[str, Any]]:
     """Raises ValueError when it does not end well or prints something else than results."""
-    process = subprocess.Popen(
-        [python, str(script), "--json"], cwd=TOP, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([python, str(script)], cwd=TOP, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     try:
         out = process.communicate()[0].decode()
     except BaseException:

@@ -3,12 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Requeue of dead letters against a loop of send_task, and what the runtime package costs a task that ends well.
 
-Runs in the Celery environment. `--json` prints a list of results, `--json FILE` appends to the list in FILE.
+Runs in the Celery environment.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import json
@@ -27,6 +26,7 @@ TOP = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TOP / "tests"), str(TOP / "tests" / "output" / "collections")]
 
 import redis
+from common import celery, say, tell
 
 from celeryops._environment import PARTS
 from support import RedisServer, Worker, link_collection, wait_until
@@ -46,16 +46,6 @@ TASKS = 6_000
 ROUNDS = 9
 FEW = ("notify", "watchdog", "stamp", "deadletter")
 TRACEBACK = "Traceback (most recent call last):\n" + '  File "/srv/shop/src/shop/tasks.py", line 31, in send\n' * 9
-
-
-def say(text: str) -> None:
-    print(f"  {text}", file=sys.stderr, flush=True)
-
-
-def celery(port: int) -> Any:
-    import celery as library
-
-    return library.Celery("bench", broker=f"redis://127.0.0.1:{port}/0", set_as_current=False)
 
 
 def template(client: Any, app: Any, queue: str, task: str, **options: Any) -> bytes:
@@ -174,20 +164,10 @@ def overhead(name: str, plain: list[float], ours: list[float], what: str) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", nargs="?", const="-", help="print the results as JSON, or append them to a file")
-    target = parser.parse_args().json
     load = os.getloadavg()[0]
     with RedisServer() as server, redis.Redis(port=server.port) as client:
         results = [bench_requeue(client, server.port), *bench_overhead(server, client)]
-    for entry in results:
-        entry["conditions"] += f"; {os.cpu_count()} cores, load {load:.1f} at the start"
-    if target == "-":
-        print(json.dumps(results, indent=1))
-    elif target:
-        path = Path(target)
-        known = json.loads(path.read_text()) if path.exists() else []
-        path.write_text(json.dumps(known + results, indent=1) + "\n")
+    tell(results, load)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How long tasks wait in their queue during a deploy: rolling_deploy, the runbooks' stop-all, and no deploy; one run.
 
-bench_deploy.py --json        prints a JSON list on stdout
-bench_deploy.py --json FILE   appends to the list in FILE
 Needs root and podman: it brings up three systemd hosts and removes them.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
 import sys
@@ -22,16 +18,13 @@ from typing import Any
 TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "tests"))
 
+from common import say, tell
 from fleet.story import Story, StoryError, wheelhouse
 
 from support import link_collection
 
 RATE = 100
 STEADY_SECONDS = 15
-
-
-def say(text: str) -> None:
-    print(f"deploy-wait: {text}", file=sys.stderr, flush=True)
 
 
 def measure(story: Story) -> list[dict[str, Any]]:
@@ -87,9 +80,6 @@ def measure(story: Story) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
-    options = parser.parse_args()
     link_collection()
     # The hosts go whatever ends this.
     signal.signal(signal.SIGTERM, lambda *_args: sys.exit(143))
@@ -102,12 +92,7 @@ def main() -> int:
     finally:
         story.close()
         story.down()
-    if options.json in (None, "-"):
-        print(json.dumps(results, indent=2))
-        return 0
-    target = Path(options.json)
-    known = json.loads(target.read_text()) if target.exists() else []
-    target.write_text(json.dumps([*known, *results], indent=2) + "\n")
+    tell(results)
     return 0
 
 

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Remote control against Celery's own inspect: warm in one process, as an Ansible task, and with 10,000 nodes.
 
-Runs in the Celery environment. `--json` prints a list of results, `--json FILE` appends to the list in FILE.
+Runs in the Celery environment.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from typing import Any
 TOP = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TOP / "tests"), str(TOP / "tests" / "output" / "collections")]
 
+from common import say, tell
+
 from support import Ansible, RedisServer, Worker, celery_venv, link_collection, workers
 
 link_collection()
@@ -39,10 +41,6 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control i
 
 NODES = 10_000
 MUTE = 50
-
-
-def say(text: str) -> None:
-    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
@@ -319,7 +317,6 @@ def raise_files(wanted: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     parser.add_argument("--only", choices=["engine", "task", "many"], action="append")
     parser.add_argument("--simulate", nargs=3, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -336,12 +333,7 @@ def main() -> None:
                 results += bench_task(server) if "task" in parts else []
         if "many" in parts:
             results += bench_many(server)
-    if options.json and options.json != "-":
-        path = Path(options.json)
-        known = json.loads(path.read_text()) if path.exists() else []
-        path.write_text(json.dumps(known + results, indent=2) + "\n")
-    else:
-        print(json.dumps(results, indent=2))
+    tell(results)
 
 
 if __name__ == "__main__":

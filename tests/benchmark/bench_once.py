@@ -3,14 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What an idempotent class costs a task that does nothing, and how long its lock takes.
 
-Runs in the Celery environment and prints a JSON list of results.
+Runs in the Celery environment.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "tests"))
 
 import redis
+from common import say, tell
 
 from support import RedisServer, Worker, workers
 
@@ -34,10 +34,6 @@ THREADS = 4
 # Enough to keep the main process of a worker at work, which is what limits its throughput. With fewer the two round
 # trips of the lock are waited for, and cost a task that does nothing more.
 SLOTS = int(os.environ.get("SLOTS") or 4)
-
-
-def say(text: str) -> None:
-    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def burst(app: Any, client: Any, kind: str, first: int) -> float:
@@ -125,7 +121,7 @@ def main() -> int:
         results = [check(app), overhead(app, server)]
     for entry in results:
         say(f"{entry['name']}: {entry['baseline']} against {entry['ours']} {entry['unit']}; {entry['conditions']}")
-    print(json.dumps(results, indent=2))
+    tell(results)
     return 0
 
 

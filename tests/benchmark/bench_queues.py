@@ -3,13 +3,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Queue operations on a million real messages against the usual ways.
 
-Runs in the Celery environment. `--json` prints a list of results, `--json FILE` appends to the list in FILE. Our
-operations run in a fresh process each, whose peak memory is taken; another client measures its worst PING meanwhile.
+Runs in the Celery environment. Our operations run in a fresh process each, whose peak memory is taken; another client
+measures its worst PING meanwhile.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import multiprocessing
@@ -29,6 +28,7 @@ TOP = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TOP / "tests"), str(TOP / "tests" / "output" / "collections")]
 
 import redis
+from common import celery, say, tell
 
 from support import RedisServer, celery_venv, link_collection
 
@@ -41,22 +41,12 @@ QUEUES = 1_000
 SAMPLE = 200_000
 
 
-def say(text: str) -> None:
-    print(f"  {text}", file=sys.stderr, flush=True)
-
-
 def result(name: str, baseline: float, ours: float, unit: str, conditions: str, **more: Any) -> dict[str, Any]:
     ratio = ours / baseline if unit.endswith("/s") else baseline / ours
     entry = {"name": name, "baseline": round(baseline, 2), "ours": round(ours, 2), "ratio": round(ratio, 1),
              "unit": unit, "conditions": conditions, **more}  # fmt: skip
     say(f"{name}: {entry['baseline']} against {entry['ours']} {unit}; {conditions}")
     return entry
-
-
-def celery(port: int) -> Any:
-    import celery as library
-
-    return library.Celery("bench", broker=f"redis://127.0.0.1:{port}/0", set_as_current=False)
 
 
 def templates(client: Any, port: int) -> list[bytes]:
@@ -261,9 +251,6 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
         return
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", nargs="?", const="-", help="print the results as JSON, or append them to a file")
-    target = parser.parse_args().json
     load = os.getloadavg()[0]
     with (
         RedisServer() as server,
@@ -271,14 +258,7 @@ def main() -> None:
         redis.Redis(port=server.port) as client,
     ):
         results = [bench_depth(client, server.port), *bench_million(client, server.port, directory)]
-    for entry in results:
-        entry["conditions"] += f"; {os.cpu_count()} cores, load {load:.1f} at the start"
-    if target == "-":
-        print(json.dumps(results, indent=1))
-    elif target:
-        path = Path(target)
-        known = json.loads(path.read_text()) if path.exists() else []
-        path.write_text(json.dumps(known + results, indent=1) + "\n")
+    tell(results, load)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What signing costs a task that does nothing: sent by one process, run by one worker, with keys and without.
 
-Runs in the Celery environment. `--json` prints a list of results.
+Runs in the Celery environment.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -23,6 +21,7 @@ TOP = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TOP / "tests")]
 
 import redis
+from common import say, tell
 
 from celeryops.engine import signing
 from support import TESTS, RedisServer, Worker, wait_until, workers
@@ -38,10 +37,6 @@ with app.producer_pool.acquire(block=True) as producer:
         app.send_task("lab.add", (n, n), queue=sys.argv[1], producer=producer, ignore_result=True)
 print(time.process_time() - began)
 """
-
-
-def say(text: str) -> None:
-    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def cpu(pid: int) -> float:
@@ -123,10 +118,7 @@ def bench() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.parse_args()
-    print(json.dumps(bench(), indent=2))
+    tell(bench())
 
 
 if __name__ == "__main__":
