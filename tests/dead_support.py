@@ -17,7 +17,15 @@ from celeryops.engine.deadletters import COMMAND
 from support import RabbitServer, RedisServer, Worker
 
 RUNTIME = ("--include", "celeryops.worker")
-REASONS = ["exception", "time_limit", "worker_lost", "unknown_task", "rejected"]
+# A task for each reason to fail for good, and tasks that leave no dead letter.
+CAUSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "exception": ("dead.fail", {"kwargs": {"retries": True}, "priority": 6}),
+    "time_limit": ("dead.hang", {}),
+    "worker_lost": ("dead.lost", {}),
+    "unknown_task": ("dead.nobody_knows", {"args": [1], "expires": 3600}),
+    "rejected": ("dead.reject", {}),
+}
+HARMLESS: list[tuple[str, dict[str, Any]]] = [("dead.ignore", {}), ("dead.back", {}), ("lab.add", {"args": [1, 2]})]
 
 
 def worker(

@@ -7,27 +7,20 @@
 from __future__ import annotations
 
 import pytest
-from dead_support import REASONS, entries, send, worker
+from dead_support import CAUSES, HARMLESS, entries, send, worker
 
 from support import RedisServer, wait_until
 
 
 def test_five_causes(broker: RedisServer) -> None:
     with worker(broker) as live:
-        kept = send(
-            broker,
-            ("dead.fail", {"kwargs": {"retries": True}, "priority": 6}),
-            ("dead.hang", {}),
-            ("dead.lost", {}),
-            ("dead.nobody_knows", {"args": [1], "expires": 3600}),
-            ("dead.reject", {}),
-        )
-        gone = send(broker, ("dead.ignore", {}), ("dead.back", {}), ("lab.add", {"args": [1, 2]}))
+        kept = send(broker, *CAUSES.values())
+        gone = send(broker, *HARMLESS)
         found = wait_until(lambda: len(entries(broker)) >= 5 and entries(broker), 40, "five dead letters")
         wait_until(lambda: live.log.read_text().count("succeeded in") >= 2, 40, "the tasks that end well")
     assert set(found) == set(kept) and not set(gone) & set(entries(broker))
     records = [found[identity]["headers"]["celeryops_dead"] for identity in kept]
-    assert [record["reason"] for record in records] == REASONS
+    assert [record["reason"] for record in records] == list(CAUSES)
     assert [record["exception"] for record in records] == [
         "ValueError", "TimeLimitExceeded", "WorkerLostError", "NotRegistered", "Reject",
     ]  # fmt: skip

@@ -21,7 +21,7 @@ import amqp
 import celery
 import kombu
 import redis
-from dead_support import REASONS, counts, entries, send, worker
+from dead_support import CAUSES, HARMLESS, counts, entries, send, worker
 
 from celeryops.engine.deadletters import DeadLetters, DeadSelection, Letter, Record, deliver
 from celeryops.engine.deadletters_amqp import AmqpDeadLetters
@@ -149,15 +149,8 @@ def test_a_storm_of_failures_and_the_cap(broker: RedisServer) -> None:
 
 def test_five_causes_on_rabbitmq() -> None:
     with RabbitServer() as server, worker(server) as live:
-        kept = send(
-            server,
-            ("dead.fail", {"kwargs": {"retries": True}, "priority": 6}),
-            ("dead.hang", {}),
-            ("dead.lost", {}),
-            ("dead.nobody_knows", {"args": [1], "expires": 3600}),
-            ("dead.reject", {}),
-        )
-        gone = send(server, ("dead.ignore", {}), ("dead.back", {}), ("lab.add", {"args": [1, 2]}))
+        kept = send(server, *CAUSES.values())
+        gone = send(server, *HARMLESS)
         wait_until(lambda: live.log.read_text().count("succeeded in") >= 2, 40, "the tasks that end well")
         with kombu.Connection(server.url()) as connection, connection.channel() as channel:
             found: dict[str, Any] = {}
@@ -173,7 +166,7 @@ def test_five_causes_on_rabbitmq() -> None:
             wait_until(look, 30, "five dead letters")
     assert set(found) == set(kept) and not set(gone) & set(found)
     records = [found[identity].headers["celeryops_dead"] for identity in kept]
-    assert [record["reason"] for record in records] == REASONS
+    assert [record["reason"] for record in records] == list(CAUSES)
     assert found[kept[0]].properties["priority"] == 6 and found[kept[0]].properties["delivery_mode"] == 2
 
 
