@@ -35,7 +35,7 @@ contract: deps ## engine and runtime against every Celery of CELERY="5.4 5.5 5.6
 	@scripts/pytest --name contract --environments "$(CELERY)" --jobs 3 tests/contract $(ARGS)
 
 integration: deps ## real redis-server and workers on this machine, modules run by Ansible
-	@scripts/pytest --name integration --environments "ansible 5.7" --jobs 3 \
+	@scripts/pytest --name integration --environments "ansible 5.7" --jobs 2 \
 		$(filter-out $(wildcard tests/integration/test_fleet_*.py),$(wildcard tests/integration/test_*.py)) $(ARGS)
 
 fleet: deps ## playbooks on one fleet of real systemd hosts: faults and load first, then every task counted

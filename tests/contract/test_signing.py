@@ -218,6 +218,7 @@ def test_keys_change_while_workers_run(lab: Lab) -> None:
     """Accept, sign, drop: nothing lost, nothing refused; and what the dropped key signed is refused."""
     sent: list[str] = []
     with workers(lab.worker("one"), lab.worker("two")) as fleet:
+        wait_until(lambda: len(lab.says()) == 2, 10, "both answer")
         pids = {node: told["pid"] for node, told in lab.says().items()}
         for held in ((OLD,), (OLD, NEW), (NEW, OLD), (NEW,)):
             lab.keys.hold(*held)

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from fleet.story import LEDGER_DB, Play, Story
 
+from support import wait_until
+
 pytestmark = pytest.mark.ansible
 LONG = 90
 
@@ -46,13 +48,6 @@ def begun(story: Story, task_id: str) -> int:
     return sum(run["id"] == task_id and run["phase"] == "begin" for run in runs)
 
 
-def until(condition: Any, what: str, timeout: float = 30) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.2)
-
-
 def depth(story: Story, queue: str) -> int:
     return int(story.redis("LLEN", queue))
 
@@ -68,13 +63,13 @@ def refused(story: Story, playbook: str, *words: str, **variables: Any) -> Play:
 def busy(shop: Story) -> Iterator[list[str]]:
     """Every slot for reports runs a long one; two more wait."""
     ids = send(shop, "shop.sales_report", "reports", [[LONG]] * 6)
-    until(lambda: len(active(shop) & set(ids)) == 4, "four of them run")
+    wait_until(lambda: len(active(shop) & set(ids)) == 4, 30, "four of them run")
     assert depth(shop, "reports") == 2
     yield ids
     left = active(shop) & set(ids)
     celery(shop, f"app.control.revoke({sorted(left)!r}, terminate=True, signal='SIGKILL'); print('null')")
     shop.redis("DEL", "reports")
-    until(lambda: not active(shop) & set(ids), "all have ended")
+    wait_until(lambda: not active(shop) & set(ids), 30, "all have ended")
 
 
 def test_send_and_status(shop: Story) -> None:
@@ -93,7 +88,7 @@ def test_send_and_status(shop: Story) -> None:
     stats = sent.stats["celeryops_task_send"]
     assert (stats["state"], stats["queue"]) == ("SUCCESS", "default") and "Result: ok" in sent.text
     (eta,) = send(shop, "shop.send_reminder", "email", [[1]], countdown=3600)
-    until(lambda: depth(shop, "email") == 0, "a worker holds it")
+    wait_until(lambda: depth(shop, "email") == 0, 30, "a worker holds it")
     ids = [stats["task_id"], eta, "not-heard-of"]
     told = shop.play("task_status", celeryops_task_ids=",".join(ids))
     found = {task["task_id"]: task for task in told.stats["celeryops_task_status"]["tasks"]}
@@ -112,7 +107,7 @@ def test_send_and_status(shop: Story) -> None:
 def test_requeue_then_revoke_and_terminate(shop: Story, busy: list[str]) -> None:
     # Their slots are all taken: what is sent again waits behind, so its failure stays the one that was sent again.
     failed = send(shop, "shop.price_line", "default", [["x", "y"]])[0]
-    until(lambda: shop.redis("EXISTS", f"celery-task-meta-{failed}", db=1) == "1", "it has failed")
+    wait_until(lambda: shop.redis("EXISTS", f"celery-task-meta-{failed}", db=1) == "1", 30, "it has failed")
     refused(shop, "task_requeue", "celeryops_task_ids: give ids", "celeryops_exceptions")
     again = {"celeryops_tasks": "shop.price_*", "celeryops_exceptions": "TypeError", "celeryops_queue": "reports"}
     dry = shop.play("task_requeue", "--check", "--diff", **again)
@@ -143,7 +138,7 @@ def test_requeue_then_revoke_and_terminate(shop: Story, busy: list[str]) -> None
     assert stats["removed"] == {"reports": 2} and set(stats["ids"]) == set(busy)
     assert not active(shop) & set(busy)
     assert shop.ssh("worker1", f"stat -c %a:%U {stats['saved']['reports']}") == "600:root"
-    until(lambda: begun(shop, failed) == 2, "what was sent again runs again")
+    wait_until(lambda: begun(shop, failed) == 2, 30, "what was sent again runs again")
     assert sum(begun(shop, task) for task in busy) == 4, "the waiting ones never ran"
     second = shop.play("task_revoke", **names)
     assert second.changed == 0 and "Nothing fits" in second.text
