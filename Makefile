@@ -11,6 +11,7 @@ export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/tests/output/collections
 export ANSIBLE_HOME := $(CURDIR)/tests/output/ansible
 OUT := tests/output
 CELERY ?= 5.4 5.5 5.6 5.7
+JOBS ?= 3
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -32,7 +33,7 @@ unit: deps ## unit tests (ARGS="-k health" goes to pytest, here and below)
 	@scripts/pytest --name unit --environments "ansible 5.7" tests/unit $(ARGS)
 
 contract: deps ## engine and runtime against every Celery of CELERY="5.4 5.5 5.6 5.7"
-	@scripts/pytest --name contract --environments "$(CELERY)" --jobs 3 tests/contract $(ARGS)
+	@scripts/pytest --name contract --environments "$(CELERY)" --jobs $(JOBS) tests/contract $(ARGS)
 
 integration: deps ## real redis-server and workers on this machine, modules run by Ansible
 	@scripts/pytest --name integration --environments "ansible 5.7" --jobs 2 \
