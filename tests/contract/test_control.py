@@ -171,7 +171,7 @@ def test_worker_errors_are_answers(control: Control) -> None:
 def test_key_prefix_and_database(server: RedisServer) -> None:
     worker = Worker(server.url(3), "p@lab", environment={"LABAPP_KEY_PREFIX": "shop:"})
     with workers(worker), Broker(BrokerSpec.build(url=server.url(3), key_prefix="shop:")) as broker:
-        with Control(broker) as control:
+        with Control(broker, timeout=10) as control:
             assert control.broadcast("ping").nodes == ["p@lab"]
             assert control.many([("stats", {}), ("active", {})])["stats"].nodes == ["p@lab"]
         found = server.keys(3)
@@ -211,7 +211,7 @@ def test_double_names_are_reported(server: RedisServer) -> None:
     with (
         workers(Worker(server.url(5), "twin@lab"), Worker(server.url(5), "twin@lab", queues="other")),
         Broker(BrokerSpec.build(url=server.url(5))) as broker,
-        Control(broker) as control,
+        Control(broker, timeout=10) as control,
     ):
         replies = control.broadcast("active_queues")
         assert (replies.subscribed, replies.duplicates, len(replies.replies)) == (2, ["twin@lab"], 2)
@@ -407,7 +407,7 @@ def test_tls(tmp_path: Path) -> None:
         secure = {"ssl_ca_certs": files["ca.crt"], "ssl_cert_reqs": "required"}
         worker = Worker(f"{url}?{'&'.join(f'{key}={value}' for key, value in secure.items())}", "tls@lab")
         with workers(worker), Broker(BrokerSpec.build(url=url, tls={"ca_certs": files["ca.crt"]})) as broker:
-            assert Control(broker).broadcast("ping").nodes == ["tls@lab"]
+            assert Control(broker, timeout=10).broadcast("ping").nodes == ["tls@lab"]
         assert plain.cli("PING") == "PONG"
 
 
@@ -428,7 +428,7 @@ def test_sentinel(tmp_path: Path) -> None:
             environment = {"LABAPP_MASTER_NAME": "mine", "CELERY_RESULT_BACKEND": ""}
             worker = Worker(f"sentinel://127.0.0.1:{port}/2", "s@lab", environment=environment)
             with workers(worker), Broker(BrokerSpec.build(url=url, transport_options=options)) as broker:
-                with Control(broker) as control:
+                with Control(broker, timeout=10) as control:
                     assert control.broadcast("ping").nodes == ["s@lab"]
                 assert broker.redis.client_info()["db"] == 2
             with (
