@@ -30,17 +30,17 @@ sanity: deps ## ansible-test sanity on a clean copy
 	@scripts/sanity $(ARGS)
 
 unit: deps ## unit tests (ARGS="-k health" goes to pytest, here and below)
-	@scripts/pytest --name unit --environments "ansible 5.7" tests/unit $(ARGS)
+	@python scripts/run_tests.py --name unit --environments "ansible 5.7" tests/unit $(ARGS)
 
 contract: deps ## engine and runtime against every Celery of CELERY="5.4 5.5 5.6 5.7"
-	@scripts/pytest --name contract --environments "$(CELERY)" --jobs $(JOBS) tests/contract $(ARGS)
+	@python scripts/run_tests.py --name contract --environments "$(CELERY)" --jobs $(JOBS) tests/contract $(ARGS)
 
 integration: deps ## real redis-server and workers on this machine, modules run by Ansible
-	@scripts/pytest --name integration --environments "ansible 5.7" --jobs 2 \
+	@python scripts/run_tests.py --name integration --environments "ansible 5.7" --jobs 2 \
 		$(filter-out $(wildcard tests/integration/test_fleet_*.py),$(wildcard tests/integration/test_*.py)) $(ARGS)
 
 fleet: deps ## playbooks on one fleet of real systemd hosts: faults and load first, then every task counted
-	@scripts/pytest --name fleet --environments ansible $(wildcard tests/integration/test_fleet_*.py) --durations=20 $(ARGS)
+	@python scripts/run_tests.py --name fleet --environments ansible $(wildcard tests/integration/test_fleet_*.py) --durations=20 $(ARGS)
 
 molecule: deps ## every Molecule scenario on real systemd hosts (ARGS="-s NAME" for one)
 	@scripts/molecule $(ARGS)

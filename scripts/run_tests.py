@@ -1,11 +1,11 @@
-#!/usr/bin/env python3
 # Copyright: (c) 2026, celeryops contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run test files, each in the environment it belongs to (tests/support.py, needs_ansible).
 
-    scripts/pytest --name NAME --environments "ansible 5.7" [--jobs N] FILE_OR_FOLDER ... [ARGUMENT OF PYTEST ...]
+    python scripts/run_tests.py --name NAME --environments "ansible 5.7" [--jobs N] FILE ... [ARGUMENT ...]
 
+A FILE may be a folder; what names no file goes to pytest.
 ansible: .venv; 5.X: tests/output/venvs/celery-5.X, made when it is missing. With --jobs every file is a run of its own
 and so many are done at once; their output goes to tests/output/log/NAME, and is shown where a test fails.
 
@@ -31,7 +31,7 @@ TOP = Path(__file__).resolve().parent.parent
 OUTPUT = TOP / "tests" / "output"
 sys.path.insert(0, str(TOP / "tests"))
 
-from support import needs_ansible  # noqa: E402
+from support import needs_ansible
 
 NOTHING_COLLECTED = 5
 INTERRUPTED = 2
