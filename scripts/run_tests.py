@@ -154,7 +154,7 @@ def main() -> int:
     memory = OUTPUT / "log" / f"{given.name}.failed.json"
     failed_before: dict[str, list[str]] | None = None
     if os.environ.get("AGAIN") and memory.exists():
-        failed_before = json.loads(memory.read_text())
+        failed_before = json.loads(memory.read_text()) or None
 
     waiting: list[Job] = []
     for environment in environments:
