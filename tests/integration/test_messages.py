@@ -349,11 +349,11 @@ def test_move_by_arguments_and_age(ansible: Ansible, broker: RedisServer, defaul
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"state": "rescued", "queue": ""}, "queue: is empty"),
     ({"state": "rescued", "queue": "typo"}, "there is no queue 'typo'"),
-    ({"state": "rescued", "path": "/tmp/x"}, "path: "),
+    ({"state": "rescued", "path": "/nowhere/x"}, "path: "),
     ({"state": "rescued", "timeout": 0}, "timeout: "),
     ({"state": "rescued", "filter": {"args": []}}, "filter.args: "),
-    ({"state": "exported", "queue": "orders", "path": "/tmp/x", "dead": ["a@b"]}, "dead: "),
-    ({"state": "purged", "confirm": "orders", "path": "/tmp/x"}, "queue: is empty"),
+    ({"state": "exported", "queue": "orders", "path": "/nowhere/x", "dead": ["a@b"]}, "dead: "),
+    ({"state": "purged", "confirm": "orders", "path": "/nowhere/x"}, "queue: is empty"),
 ]
 
 

@@ -150,8 +150,8 @@ def test_drop_move_export(ansible: Ansible, broker: RedisServer, defaults: dict[
 
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
-    ({"state": "purged", "path": "/tmp/x"}, "precondition", "confirm: "),
-    ({"state": "purged", "confirm": "order", "path": "/tmp/x"}, "precondition", "'orders'"),
+    ({"state": "purged", "path": "/nowhere/x"}, "precondition", "confirm: "),
+    ({"state": "purged", "confirm": "order", "path": "/nowhere/x"}, "precondition", "'orders'"),
     ({"state": "purged", "confirm": "orders"}, "precondition", "save: false"),
     ({"state": "purged", "confirm": "orders", "path": "/nowhere/x"}, "precondition", "/nowhere does not exist"),
     ({"state": "purged", "confirm": "orders", "save": False, "filter": {"ids": ["a"]}}, "precondition", "dropped"),
