@@ -63,12 +63,21 @@ def _notes(_pid: int) -> redis.Redis:
     return redis.Redis.from_url(os.environ["LABAPP_NOTES_URL"])
 
 
+def _note(task_id: str) -> None:
+    """Begin and end, in the database of LABAPP_NOTES_URL."""
+    client = _notes(os.getpid())
+    client.rpush("lab:begun", task_id)
+    client.rpush("lab:done", task_id)
+
+
 @app.task(name="lab.noted", bind=True, acks_late=True)
 def noted(self: Any) -> None:
-    """Notes its begin and its end in the database of LABAPP_NOTES_URL."""
-    client = _notes(os.getpid())
-    client.rpush("lab:begun", self.request.id)
-    client.rpush("lab:done", self.request.id)
+    _note(self.request.id)
+
+
+@app.task(name="lab.noted_early", bind=True)
+def noted_early(self: Any) -> None:
+    _note(self.request.id)
 
 
 @app.task(name="lab.limited", rate_limit="10/m", time_limit=60, soft_time_limit=50)

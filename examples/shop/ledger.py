@@ -43,6 +43,11 @@ def _waits(values: list[float]) -> dict[str, Any]:
     return {"count": len(values)} | {name: None if v is None else round(v, 4) for name, v in figures.items()}
 
 
+def _where(run: dict[str, Any]) -> str:
+    when = datetime.datetime.fromtimestamp(run["time"], datetime.timezone.utc).isoformat(timespec="milliseconds")
+    return f"{run['node']} {run['release']} {when}"
+
+
 def _longest_gap(times: list[float]) -> float | None:
     times.sort()
     return round(max(b - a for a, b in itertools.pairwise(times)), 3) if len(times) > 1 else None
@@ -105,7 +110,7 @@ class Ledger:
         twice = []
         for task_id, runs in self.begun.items():
             if len({run["retries"] for run in runs}) < len(runs):
-                twice.append(task_id)
+                twice.append(f"{task_id} {runs[0]['task']}: {', '.join(map(_where, runs))}")
             due = self._due(task_id)
             first = runs[0]
             release = first["release"] or "unknown"

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 
 PARTS = (
-    "notify", "watchdog", "release", "stamp", "canary", "ledger", "held", "revokes", "pause", "limits", "heartbeat",
-    "deadletter", "signing", "once",
+    "notify", "watchdog", "release", "stamp", "canary", "ledger", "held", "finish", "revokes", "pause", "limits",
+    "heartbeat", "deadletter", "signing", "once",
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from celeryops.engine.control import Control, Request
 from support import TESTS, RedisServer, Worker, wait_until, workers
 
 RUNTIME = ("--include", "celeryops.worker")
+STOPS, STOPS_OF_ONE = 4, 150
 
 
 class Systemd:
@@ -258,6 +259,41 @@ def test_ledger(broker: RedisServer) -> None:
         wait_until(lambda: told()["prefork@lab"]["ended"] == 40, 20, "four more tasks")
         last = told()
         assert ledger.account(before, [{"prefork@lab": last.pop("prefork@lab")}], last).cut_off == 1
+
+
+def test_stop_of_a_worker_that_is_behind(broker: RedisServer) -> None:
+    """Its pool processes have taken tasks and done them, and it has not heard of it when it is told to stop."""
+    broker.cli("FLUSHALL")
+    names = ("lab.noted", "lab.noted_early")
+    with Broker(BrokerSpec.build(url=broker.url())) as connection:
+        sent = [
+            tasks.send(connection, tasks.Order(names[number % 2], "behind", priority=number % 4))
+            for number in range(5000)
+        ]
+    slowest = 0.0
+    for _stop in range(STOPS):
+        worker = Worker(
+            broker.url(), "behind@lab", queues="behind", concurrency=4, environment={"LABAPP_NOTES_URL": broker.url(1)},
+            arguments=(*RUNTIME, "--prefetch-multiplier", "4"),
+        )  # fmt: skip
+        with worker:
+            enough = int(broker.cli("LLEN", "lab:begun", db=1)) + STOPS_OF_ONE
+            wait_until(lambda enough=enough: int(broker.cli("LLEN", "lab:begun", db=1)) >= enough, 20, "tasks run")
+            worker.signal(signal.SIGSTOP)
+            time.sleep(0.3)
+            worker.signal(signal.SIGINT)
+            worker.signal(signal.SIGCONT)
+            told = time.monotonic()
+            assert worker.process
+            worker.process.wait(60)
+            slowest = max(slowest, time.monotonic() - told)
+    waiting = int(broker.cli("EVAL", "local n = 0 for _, k in ipairs(redis.call('KEYS', 'behind*')) do "
+                             "n = n + redis.call('LLEN', k) end return n", "0"))  # fmt: skip
+    assert broker.cli("HLEN", "unacked") == "0"
+    done = broker.cli("LRANGE", "lab:done", "0", "-1", db=1).split()
+    twice = {task for task in done if done.count(task) > 1}
+    assert (len(done), twice) == (len(sent) - waiting, set())
+    assert slowest < 15, "the pool processes waited for their results to be read"
 
 
 def test_stamp(broker: RedisServer) -> None:
