@@ -28,7 +28,6 @@ import os
 import threading
 import time
 import types
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -146,20 +145,36 @@ def _plain(value: Any) -> Any:
 _encoder = json.JSONEncoder(sort_keys=True, default=_plain)
 
 
+class Arguments:
+    """Of a function, by name."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        self.signature = signature
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        self.names = list(signature.parameters) if kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD} else None
+
+    def bind(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        """With defaults."""
+        if self.names is not None and not kwargs and len(args) == len(self.names):
+            return dict(zip(self.names, args, strict=True))  # the same as below, in a tenth of the time
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values: dict[str, Any] = {}
+        for argument, value in bound.arguments.items():
+            if self.signature.parameters[argument].kind is inspect.Parameter.VAR_KEYWORD:
+                values.update(value)
+            else:
+                values[argument] = value
+        return values
+
+
 @functools.lru_cache(maxsize=1024)
-def _signature(run: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(run)
+def _arguments(run: Callable[..., Any]) -> Arguments:
+    return Arguments(inspect.signature(run))
 
 
-def key_of(name: str, policy: Policy, signature: inspect.Signature, args: Any, kwargs: Any) -> str:
-    bound = signature.bind(*args, **kwargs)
-    bound.apply_defaults()
-    values: dict[str, Any] = {}
-    for argument, value in bound.arguments.items():
-        if signature.parameters[argument].kind is inspect.Parameter.VAR_KEYWORD:
-            values.update(value)
-        else:
-            values[argument] = value
+def key_of(name: str, policy: Policy, arguments: Arguments, args: Any, kwargs: Any) -> str:
+    values = arguments.bind(args, kwargs)
     member = ""
     if policy.scope in MEMBERS:
         argument = MEMBERS[policy.scope]
@@ -412,18 +427,15 @@ def keeper(app: Any) -> Keeper:
 _off = "once" in disabled()
 
 
-def guard(
-    task: Any, policy: Policy, run: Callable[..., Any], signature: inspect.Signature, args: Any, kwargs: Any
-) -> Any:
+def guard(task: Any, policy: Policy, run: Callable[..., Any], arguments: Arguments, args: Any, kwargs: Any) -> Any:
     """Run it unless it runs or was done. Called inside the task."""
     request = task.request
     if _off or request.called_directly:
         return run(*args, **kwargs)
     keep = keeper(task.app)
-    record = records.Record(
-        records.RUNNING, uuid.uuid4().hex, request.id, request.hostname or "", keep.process, time.time(), 1, keep.lease
-    )
-    work = Work(key_of(task.name, policy, signature, args, kwargs), record)
+    token, node = os.urandom(16).hex(), request.hostname or ""
+    record = records.Record(records.RUNNING, token, request.id, node, keep.process, time.time(), 1, keep.lease)
+    work = Work(key_of(task.name, policy, arguments, args, kwargs), record)
     try:
         found = keep.take(work)
     except LocksUnavailable as exc:
@@ -517,7 +529,8 @@ def once(
             )
         policy.check(work)
         signature = inspect.signature(work)
-        unbound = signature.replace(parameters=list(signature.parameters.values())[1:])
+        arguments = Arguments(signature)
+        unbound = Arguments(signature.replace(parameters=list(signature.parameters.values())[1:]))
 
         @functools.wraps(work)
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -527,7 +540,7 @@ def once(
                 return work(*args, **kwargs)  # called as a plain function
             if body is not run:  # bound: the task itself is no argument
                 return guard(task, policy, functools.partial(work, args[0]), unbound, args[1:], kwargs)
-            return guard(task, policy, work, signature, args, kwargs)
+            return guard(task, policy, work, arguments, args, kwargs)
 
         run.celeryops_once = policy  # type: ignore[attr-defined]
         return run
@@ -560,4 +573,4 @@ class OnceTask:
         task: Any = self
         if task.request.called_directly:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        return guard(task, self._once, task.run, _signature(task.run), args, kwargs)
+        return guard(task, self._once, task.run, _arguments(task.run), args, kwargs)

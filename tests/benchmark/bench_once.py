@@ -27,8 +27,8 @@ from common import say, tell
 from support import RedisServer, Worker, workers
 
 KINDS = {"plain": "once.noop", "once": "once.noop_once"}
-ROUNDS = 10
-TASKS = 3000
+ROUNDS = 30
+TASKS = 1000
 CHECKS = 10_000
 THREADS = 4
 # Enough to keep the main process of a worker at work, which is what limits its throughput. With fewer the two round
