@@ -263,7 +263,6 @@ def test_ledger(broker: RedisServer) -> None:
 
 def test_stop_of_a_worker_that_is_behind(broker: RedisServer) -> None:
     """Its pool processes have taken tasks and done them, and it has not heard of it when it is told to stop."""
-    broker.cli("FLUSHALL")
     names = ("lab.noted", "lab.noted_early")
     with Broker(BrokerSpec.build(url=broker.url())) as connection:
         sent = [
