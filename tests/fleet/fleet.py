@@ -6,6 +6,8 @@
 
 fleet.py up NAME [--hosts redis1,worker1,worker2]   (again from nothing; --keep reuses a fleet that is up)
 fleet.py reboot NAME HOST                           (the host keeps its disk)
+fleet.py kill NAME HOST                             (it is gone at once, until reboot)
+fleet.py cut NAME HOST OTHER, fleet.py join ...     (HOST reaches OTHER no more; packets are lost without a word)
 fleet.py down NAME | --all
 fleet.py status [--json]
 
@@ -232,6 +234,17 @@ def reboot(name: str, host: str) -> None:
     wait_for_boot(name, host)
 
 
+def kill(name: str, host: str) -> None:
+    podman("kill", "-s", "KILL", f"{prefix(name)}-{host}")
+
+
+def route(name: str, host: str, other: str, verb: str) -> None:
+    """Into the host's network from outside: inside nobody may change it."""
+    address = next(c["ip"] for c in containers(name) if c["host"] == other)
+    pid = podman("inspect", "--format", "{{.State.Pid}}", f"{prefix(name)}-{host}").stdout.strip()
+    run("nsenter", "-t", pid, "-n", "ip", "route", verb, "blackhole", f"{address}/32")
+
+
 def addresses_in(subnet: str, hosts: list[str]) -> dict[str, str]:
     network = ipaddress.ip_network(subnet)
     return {host: str(network[11 + number]) for number, host in enumerate(hosts)}
@@ -290,6 +303,14 @@ def main() -> int:
     verb = verbs.add_parser("reboot", help="stop a host and boot it again")
     verb.add_argument("name")
     verb.add_argument("host")
+    verb = verbs.add_parser("kill", help="a host is gone at once, until it is booted again")
+    verb.add_argument("name")
+    verb.add_argument("host")
+    for name, text in (("cut", "a host reaches another no more"), ("join", "it does again")):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("name")
+        verb.add_argument("host")
+        verb.add_argument("other")
     verb = verbs.add_parser("down", help="remove a fleet, or what is left of it")
     verb.add_argument("name", nargs="?")
     verb.add_argument("--all", action="store_true", help="every fleet of this checkout")
@@ -325,6 +346,12 @@ def main() -> int:
             try:
                 if args.verb == "down":
                     print(f"fleet {name}: {remove(name)} hosts removed")
+                    continue
+                if args.verb == "kill":
+                    kill(name, args.host)
+                    continue
+                if args.verb in ("cut", "join"):
+                    route(name, args.host, args.other, {"cut": "add", "join": "del"}[args.verb])
                     continue
                 if args.verb == "reboot":
                     reboot(name, args.host)

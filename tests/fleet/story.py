@@ -194,6 +194,17 @@ class Story:
         """The host goes down and comes up; what is on its disk stays."""
         self._fleet("reboot", self.name, host)
 
+    def kill(self, host: str) -> None:
+        """The host is gone at once, until it is booted again."""
+        self._fleet("kill", self.name, host)
+
+    def cut(self, host: str, other: str) -> None:
+        """The host reaches the other no more; packets are lost without a word."""
+        self._fleet("cut", self.name, host, other)
+
+    def join(self, host: str, other: str) -> None:
+        self._fleet("join", self.name, host, other)
+
     def ssh(self, host: str, command: str, check: bool = True) -> str:
         done = subprocess.run(
             ["ssh", "-F", str(self.fleet / "ssh_config"), host, command],
