@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from functools import lru_cache
@@ -18,6 +19,7 @@ app = Celery("labapp", broker=os.environ.get("CELERY_BROKER_URL"), backend=os.en
 app.conf.update(
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=1,
+    beat_schedule=json.loads(os.environ.get("LABAPP_SCHEDULE") or "{}"),
     result_extended=bool(os.environ.get("LABAPP_EXTENDED")),
     broker_transport_options={
         option: os.environ[name]

@@ -300,6 +300,26 @@ class Beat(Worker):
         self.ready = "beat: Starting..."
 
 
+class LaunchedBeat(Worker):
+    """A beat with the parts of the runtime package that the launcher loads, and a schedule of its own."""
+
+    CODE = (
+        "import sys, celeryops.stamp, celeryops.heartbeat, celeryops.lead\n"
+        "from celery.__main__ import main\nsys.argv = sys.argv[1:]\nsys.exit(main())"
+    )
+
+    def __init__(
+        self, url: str, name: str, file: Path, schedule: dict[str, Any], *options: str, **environment: str
+    ) -> None:
+        own = {"CELERYOPS_APP_NAME": "lab", "LABAPP_SCHEDULE": json.dumps(schedule), "CELERYOPS_BEAT_HOST": name}
+        super().__init__(url, name, environment={**own, **environment})
+        self.command = [
+            str(celery_venv() / "bin" / "python"), "-c", self.CODE, "celery", "-A", "labapp", "beat",
+            "--schedule", str(file), "--pidfile=", "--loglevel", "INFO", *options,
+        ]  # fmt: skip
+        self.ready = "beat: Starting..."
+
+
 @contextlib.contextmanager
 def workers(*fleet: Worker) -> Iterator[tuple[Worker, ...]]:
     """Start several at once; all of them end afterwards."""

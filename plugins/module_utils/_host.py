@@ -77,6 +77,7 @@ class Processes:
         self.parent: dict[int, int] = {}
         self.state: dict[int, str] = {}
         self.rss: dict[int, int] = {}
+        self.began: dict[int, int] = {}  # in the kernel's ticks: tells a process from a later one of its number
         page = os.sysconf("SC_PAGE_SIZE")
         for entry in os.listdir(proc):
             if not entry.isdigit():
@@ -87,6 +88,7 @@ class Processes:
                     fields = stat.read().rpartition(")")[2].split()
                 pid = int(entry)
                 self.state[pid], self.parent[pid], self.rss[pid] = fields[0], int(fields[1]), int(fields[21]) * page
+                self.began[pid] = int(fields[19])
             except (OSError, ValueError, IndexError):
                 continue  # it has ended meanwhile
 
@@ -117,14 +119,21 @@ class Processes:
         except OSError:
             return ""
 
-    def unit(self, pid: int) -> str:
-        """The unit of a beat that the collection has installed, else nothing."""
+    def service(self, pid: int) -> str:
+        """The systemd unit it runs in: a service, or the scope of somebody's session."""
         try:
             with open(os.path.join(self.proc, str(pid), "cgroup"), encoding="utf-8") as handle:
-                found = re.search(r"/(celery-[a-z0-9-]+-beat\.service)(/|$)", handle.read(), re.MULTILINE)
-        except OSError:
+                groups = {line.split(":")[1]: line.rstrip().split(":", 2)[2] for line in handle}
+        except (OSError, IndexError):
             return ""
-        return found.group(1) if found else ""
+        # systemd's own hierarchy; the other one is all there is with cgroups of version 2.
+        path = groups.get("name=systemd") or groups.get("", "")
+        return next((part for part in reversed(path.split("/")) if part.endswith((".service", ".scope"))), "")
+
+    def unit(self, pid: int) -> str:
+        """The unit of a beat that the collection has installed, else nothing."""
+        service = self.service(pid)
+        return service if re.fullmatch(r"celery-[a-z0-9-]+-beat\.service", service) else ""
 
     def runs(self, pid: int) -> bool:
         """False for a process which is stopped or dead: it exists but does nothing."""
@@ -175,7 +184,16 @@ def beats(processes: Processes, mains: dict[int, str], app: str, root: str) -> l
         if not unit and processes.unit(pid):
             continue  # another application's beat, under its own unit
         if unit or belongs(arguments, places, app, root):
-            found.append({"pid": pid, "unit": unit, "running": processes.runs(pid)})
+            found.append(
+                {
+                    "pid": pid,
+                    "began": processes.began[pid],
+                    "unit": unit,
+                    "running": processes.runs(pid),
+                    "worker": "worker" in arguments,
+                    "service": processes.service(pid),
+                }
+            )
     return found
 
 
@@ -234,6 +252,7 @@ def look(
     return {
         "units": units,
         "beats": beats(processes, mains, app, root),
+        "hostname": socket.gethostname(),
         "release": release,
         "visibility_timeout": described.get("visibility_timeout"),
     }

@@ -48,9 +48,13 @@ options:
     type: dict
     default: {}
   beat_expected:
-    description: Whether one beat has to run.
+    description: Whether beat has to run.
     type: bool
     default: true
+  beat_standby:
+    description: How many more beats have to run and stand by for the one.
+    type: int
+    default: 0
   visibility_timeout:
     description:
       - The broker's visibility timeout in seconds. Default is the one of the transport options, else 3600.
@@ -172,6 +176,10 @@ paused:
   description: The queues that are paused, each with who paused it, since when and why, in words.
   returned: success
   type: dict
+disabled:
+  description: The entries of beat's schedule that are disabled, each with who did so, since when and why, in words.
+  returned: success
+  type: dict
 beat:
   description: Host, process, C(age) in seconds of the last tick, and the task sent last, as beat told the broker.
   returned: success
@@ -208,8 +216,10 @@ def look(module: CeleryModule, facts: health.Facts) -> None:
             facts.dead = survey.dead_facts(broker)
             facts.unacked = survey.unacked_facts(broker)
             facts.paused = survey.pause_facts(broker)
+            facts.disabled = {}
             if params["application"]:
                 facts.heartbeat = survey.beat_facts(broker, params["application"])
+                facts.disabled = survey.rest_facts(broker, params["application"])
             if window is not None:
                 facts.events = window.read(params["window"])
                 facts.events_reason = "no task events came: the workers send none (start them with -E) or nothing ran"
@@ -231,7 +241,10 @@ def body(module: CeleryModule) -> dict[str, Any]:
     except health.BadThreshold as error:
         raise PreconditionFailed(str(error)) from error
     facts = health.Facts(
-        hosts=params["hosts"], beat_expected=params["beat_expected"], events_minimum=params["window_minimum"]
+        hosts=params["hosts"],
+        beat_expected=params["beat_expected"],
+        standby=params["beat_standby"],
+        events_minimum=params["window_minimum"],
     )
     if params["window"] == 0:
         facts.events_reason = "the event stream was not read (window is 0)"
@@ -254,6 +267,7 @@ def body(module: CeleryModule) -> dict[str, Any]:
         "dead": dict(facts.dead or {}),
         "unacked": dict(facts.unacked or {}),
         "paused": {name: pause["text"] for name, pause in facts.paused.items()},
+        "disabled": dict(facts.disabled or {}),
         "beat": dict(facts.heartbeat or {}),
     }
 
@@ -269,6 +283,7 @@ def main() -> None:
             "queue_thresholds": {"type": "dict", "default": {}},
             "task_thresholds": {"type": "dict", "default": {}},
             "beat_expected": {"type": "bool", "default": True},
+            "beat_standby": {"type": "int", "default": 0},
             "visibility_timeout": {"type": "float"},
             "window": {"type": "float", "default": 3.0},
             "window_minimum": {"type": "int", "default": 20},

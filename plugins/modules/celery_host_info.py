@@ -105,12 +105,26 @@ beats:
     pid:
       description: The process.
       type: int
+    began:
+      description: When it began, in the kernel's ticks since the boot. With the pid it names one process for good.
+      type: int
     unit:
       description: The unit it is the main process of, if any.
       type: str
     running:
       description: False if the process is stopped or a zombie.
       type: bool
+    worker:
+      description: Whether it is a worker that carries a beat (C(-B)).
+      type: bool
+    service:
+      description: The service or scope of systemd it runs in, whoever installed that.
+      type: str
+      sample: session-3.scope
+hostname:
+  description: The host's own name.
+  returned: success
+  type: str
 release:
   description: The release which C(current) points to.
   returned: success

@@ -107,14 +107,11 @@ elapsed:
   type: float
 """
 
-import json
-import os
-import pwd
 import time
 from typing import Any
 
 from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, run
-from ansible_collections.celeryops.runbook.plugins.module_utils._session import run_session
+from ansible_collections.celeryops.runbook.plugins.module_utils._session import ask
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import (
     read_environment_file,
     secret_values,
@@ -122,7 +119,6 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connectio
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
     CeleryOpsError,
-    PreconditionFailed,
     WaitTimeout,
 )
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.search import Wanted, search
@@ -176,60 +172,16 @@ def demand_single(module: CeleryModule) -> None:
                 )
 
 
-def command(params: dict[str, Any]) -> tuple[list[str], dict[str, str], pwd.struct_passwd]:
-    """What to start, its environment, and as whom."""
-    if params["app_dir"] and not os.path.isdir(params["app_dir"]):
-        raise PreconditionFailed(f"app_dir: {params['app_dir']} is not a directory on this host.")
-    # Past links: a deploy that switches the release meanwhile does not mix two in one process.
-    virtualenv = os.path.realpath(params["virtualenv"])
-    python = os.path.join(virtualenv, "bin", "python")
-    try:
-        user = pwd.getpwnam(params["user"]) if params["user"] else pwd.getpwuid(os.geteuid())
-    except KeyError:
-        raise PreconditionFailed(f"user: there is no user {params['user']} on this host.") from None
-    environment = {
-        "PATH": f"{virtualenv}/bin:/usr/local/bin:/usr/bin:/bin",
-        "VIRTUAL_ENV": virtualenv,
-        "HOME": user.pw_dir,
-        "USER": user.pw_name,
-        "LOGNAME": user.pw_name,
-        "LANG": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        **(read_environment_file(params["environment_file"]) if params["environment_file"] else {}),
-    }
-    if params["broker_url"]:
-        environment["CELERY_BROKER_URL"] = params["broker_url"]
-    if user.pw_uid != os.geteuid() and os.geteuid() != 0:
-        raise PreconditionFailed(f"user: only root can run it as {user.pw_name}. Use become.")
-    return [python, "-m", "celeryops.inline", "-A", params["app"]], environment, user
-
-
 def execute(params: dict[str, Any], dry: bool) -> dict[str, Any]:
     """Run it in a session of its own; nothing of it is left afterwards."""
-    arguments, environment, user = command(params)
     request = {key: params[key] for key in ("name", "args", "kwargs", "task_id")}
     try:
-        done = run_session(
-            arguments,
-            user,
-            directory=os.path.realpath(params["app_dir"] or "/"),
-            environment=environment,
-            data=json.dumps({**request, "dry": dry}).encode(),
-            timeout=params["run_timeout"],
-        )
+        return ask(params, "inline", {**request, "dry": dry}, params["run_timeout"])
     except TimeoutError:
         raise WaitTimeout(
             f"run_timeout: {params['name']} has not ended after {params['run_timeout']:g} s and was killed with "
             f"its children. What it had done so far stays done. Raise run_timeout if it may take longer."
         ) from None
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError:
-        tail = done.stderr.decode(errors="replace").strip()[-2000:]
-        raise PreconditionFailed(
-            f"app: the process for {params['app']} ended with {done.returncode} before the task: {tail or 'no output'}"
-        ) from None
-    return dict(answer)
 
 
 def run_inline(module: CeleryModule) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 
 PARTS = (
     "notify", "watchdog", "release", "stamp", "canary", "ledger", "held", "finish", "revokes", "pause", "limits",
-    "heartbeat", "deadletter", "signing", "once",
+    "heartbeat", "deadletter", "signing", "once", "lead",
 )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def describe(app: Any) -> dict[str, Any]:
     conf = app.conf
     schedule = {name: _entry(app, entry) for name, entry in sorted(dict(conf.beat_schedule or {}).items())}
     queues = {conf.task_default_queue, *app.amqp.queues, *(entry["queue"] for entry in schedule.values())}
-    queues |= {_queue(app, name) for name in app.tasks}
+    queues |= {queue_of(app, name) for name in app.tasks}
     return {
         "release": release(),
         "celery": celery.__version__,
@@ -51,7 +51,7 @@ def describe(app: Any) -> dict[str, Any]:
     }
 
 
-def _queue(app: Any, name: str, args: Any = (), kwargs: Any = None, options: Any = None) -> str:
+def queue_of(app: Any, name: str, args: Any = (), kwargs: Any = None, options: Any = None) -> str:
     """Where the application sends the task."""
     queue = app.amqp.router.route(dict(options or {}), name, args or (), kwargs or {}).get("queue")
     return str(getattr(queue, "name", queue) or app.conf.task_default_queue)
@@ -60,7 +60,7 @@ def _queue(app: Any, name: str, args: Any = (), kwargs: Any = None, options: Any
 def _entry(app: Any, entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
         entry = {"task": entry.task, "args": entry.args, "kwargs": entry.kwargs, "options": entry.options}
-    queue = _queue(app, entry["task"], entry.get("args"), entry.get("kwargs"), entry.get("options"))
+    queue = queue_of(app, entry["task"], entry.get("args"), entry.get("kwargs"), entry.get("options"))
     return {"task": entry["task"], "queue": queue}
 
 

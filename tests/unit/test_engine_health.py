@@ -45,6 +45,7 @@ def well() -> health.Facts:
         fleet={"answered": {NODE: reply, "shop-default-2@w1": reply}, "silent_count": 0, "duplicates": []},
         queues={"default": {"depth": 0, "oldest_age": None}},
         unacked={"count": 0, "oldest_age": None},
+        disabled={},
         events={"seconds": 3, "succeeded": 100, "failed": 0, "retried": 0, "started": 100},
     )
 
@@ -88,10 +89,23 @@ def test_dead_letters_are_judged_by_queue(count: int, severity: str) -> None:
     assert severity == "ok" or check.subject == "email.dead"
 
 
+def test_disabled_entries_are_told_and_beats_that_stand_by_are_no_duplicates() -> None:
+    facts = dataclasses.replace(well(), disabled={"nightly": "entry nightly is disabled by anna"})
+    (check,) = the(verdict(facts), "beat_entries")
+    assert (check.severity, check.subject, check.message) == ("ok", "nightly", "entry nightly is disabled by anna")
+    (beat,) = well().hosts["w1"]["beats"]
+    two = {"w1": {**well().hosts["w1"], "beats": [beat, {**beat, "pid": 8}]}}
+    facts = dataclasses.replace(well(), hosts=two, standby=1)
+    assert the(verdict(facts), "beat_duplicate")[0].severity == the(verdict(facts), "beat_standby")[0].severity == "ok"
+    assert the(verdict(dataclasses.replace(facts, standby=0)), "beat_duplicate")[0].severity == "critical"
+    alone = the(verdict(dataclasses.replace(well(), standby=1)), "beat_standby")[0]
+    assert (alone.severity, alone.cure) == ("warning", "start") and "0 of 1" in alone.message
+
+
 @pytest.mark.parametrize(("age", "severity"), [(3.0, "ok"), (300.0, "ok"), (301.0, "critical")])
 def test_a_beat_that_does_not_tick_is_critical(age: float, severity: str) -> None:
     (check,) = the(verdict(dataclasses.replace(well(), heartbeat={**HEARTBEAT, "age": age})), "beat_silent")
-    assert (check.severity, check.cure) == (severity, "restart" if severity == "critical" else "")
+    assert (check.severity, check.cure) == (severity, "beat_ensure_single" if severity == "critical" else "")
     assert "w1 (pid 7)" in check.message and "shop.report" in check.message
 
 

@@ -52,6 +52,8 @@ DEFAULTS: dict[str, Limit] = {
     "task_success": Limit(95, 90, "%", low_is_bad=True),
     "task_retry": Limit(5, 10, "%"),
     "task_duration": Limit(None, None, "s"),
+    "beat_entries": Limit(None, None),
+    "beat_standby": Limit(1, None),
     "beat_missing": Limit(None, 0),
     "beat_duplicate": Limit(None, 0),
     "beat_silent": Limit(None, 300, "s"),
@@ -82,9 +84,11 @@ CURES: dict[str, str] = {
     "task_success": "rollback",
     "task_retry": "rollback",
     "task_duration": "scale",
+    "beat_entries": "beat_entry",
+    "beat_standby": "start",
     "beat_missing": "start",
-    "beat_duplicate": "site",
-    "beat_silent": "restart",
+    "beat_duplicate": "beat_ensure_single",
+    "beat_silent": "beat_ensure_single",
     "release_skew": "rolling_deploy",
     "units_failed": "restart",
     "units_inactive": "start",
@@ -135,6 +139,8 @@ class Facts:
     events_reason: str = "the event stream was not read"
     visibility_timeout: float = 3600.0
     beat_expected: bool = True
+    standby: int = 0  # beats that are to stand by for the one
+    disabled: Mapping[str, str] | None = None  # entries of the schedule, each in words
     heartbeat: Mapping[str, Any] | None = None
     events_minimum: int = 20
 
@@ -560,10 +566,26 @@ def _beat(j: _Judge) -> None:
             f"beat runs on {_names(running)}" if running else ("beat does not run" if wanted else "no beat is wanted")
         )
         j.figure("beat_missing", max(0, wanted - len(running)), text)
-    extra = max(0, len(running) - wanted)
+    ready = min(j.facts.standby, max(0, len(running) - 1))
+    text = f"{ready} of {j.facts.standby} beats stand by" if j.facts.standby else "no beat is to stand by"
+    j.figure("beat_standby", j.facts.standby - ready, text)
+    extra = max(0, len(running) - wanted - j.facts.standby)
     text = f"beat runs {len(running)} times: {_names(running)}" if extra else "no second beat"
     j.figure("beat_duplicate", extra, text, _names(running) if extra else "")
+    _entries(j)
     _heartbeat(j, wanted)
+
+
+def _entries(j: _Judge) -> None:
+    """One entry for each that is disabled: it is to be seen even while all is as it was meant."""
+    limit = j.thresholds.of("beat_entries")
+    if j.facts.disabled is None:
+        j.unknown("beat_entries", j.facts.queues_reason)
+        return
+    for name, said in j.facts.disabled.items():
+        j.add("beat_entries", OK, name, None, said, limit)
+    if not j.facts.disabled:
+        j.add("beat_entries", OK, "", None, "no entry of the schedule is disabled", limit)
 
 
 def _heartbeat(j: _Judge, wanted: int) -> None:

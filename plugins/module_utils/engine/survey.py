@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from . import heartbeat, pauses
+from . import heartbeat, pauses, schedule
 from .connection import Broker
 from .control import Control, Request, is_beat
 from .deadletters import SUFFIX, DeadLetters
@@ -186,6 +186,12 @@ def pause_facts(broker: Broker) -> dict[str, dict[str, Any]]:
         queue: {"text": str(pause), "over": max(0.0, now - pause.until) if pause.until is not None else 0.0}
         for queue, pause in found.items()
     }
+
+
+def rest_facts(broker: Broker, application: str) -> dict[str, str]:
+    """entry of beat's schedule -> why it is disabled, in words."""
+    with broker.guard():
+        return {name: str(rest) for name, rest in schedule.rests(broker, application).items()}
 
 
 def beat_facts(broker: Broker, application: str) -> dict[str, Any] | None:
