@@ -49,13 +49,14 @@ LINT = [
 TEST = [
     *LINT,
     [Step("unit", "make -s unit", tail=6), Step("image", "tests/image/build.sh")],
-    # Deploys under load are timed: beside them only what mostly waits for workers to start and to stop.
+    # The fleet takes longest and is timed: beside it one other step at a time, those first that mostly wait.
     [
         Step("fleet", "make -s fleet", tail=4),
-        Step("contract", "make -s contract JOBS=1", tail=6),
+        Step("contract", "make -s contract", tail=6),
         Step("sanity", "make -s sanity", tail=4),
+        Step("molecule", "make -s molecule", tail=12),
+        Step("integration", "make -s integration", tail=4),
     ],
-    [Step("integration", "make -s integration", tail=4), Step("molecule", "make -s molecule", tail=12)],
 ]
 PLANS = {"lint": LINT, "test": TEST}
 

@@ -4,6 +4,6 @@
 
 from __future__ import annotations
 
-from fleet_support import shop
+from fleet_support import released, shop
 
-__all__ = ["shop"]
+__all__ = ["released", "shop"]

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import pytest
 from fleet.story import TOP, Story, wheelhouse
 
+HOSTS = ("worker1", "worker2")
+
 
 @pytest.fixture(scope="session")
 def shop() -> Iterator[Story]:
@@ -29,3 +31,17 @@ def shop() -> Iterator[Story]:
     finally:
         story.close()
         story.down()
+
+
+def consumers(story: Story, queue: str) -> list[str]:
+    """The nodes that consume a queue, asked with Celery's own tools."""
+    asked = story.celery("answer = app.control.inspect(timeout=1).active_queues() or {}")
+    return sorted(node for node, queues in asked.items() if queue in [one["name"] for one in queues])
+
+
+@pytest.fixture
+def released(shop: Story) -> Iterator[Story]:
+    """Whatever the test did, afterwards nothing is paused and every queue is consumed."""
+    yield shop
+    if shop.redis("EXISTS", "celeryops:pauses") == "1":
+        shop.play("queue_resume", celeryops_queues=shop.redis("HKEYS", "celeryops:pauses").split())

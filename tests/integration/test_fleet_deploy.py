@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 from fleet.story import BIN, NICE, TOP, Background, Story
+from fleet_support import HOSTS
 
 from support import wait_until
 
 pytestmark = [pytest.mark.ansible, pytest.mark.timeout(900)]
 
-HOSTS = ("worker1", "worker2")
 QUEUES = ("critical", "default", "email", "reports", "maintenance")
 LOCK = "celeryops:lock:deploy:shop"
 # Tasks a second: what is promised of a deploy and of the way back, and enough for the rest.

@@ -108,7 +108,7 @@ def test_rescue_after_kill(shop: Story) -> None:
     assert started.changed == 0 and "nothing to rescue" in started.text
     code = (
         "from shop.celery import app\n"
-        "for _ in range(8): print(app.send_task('shop.sales_report', args=[5.0], queue='reports').id)"
+        "for _ in range(8): print(app.send_task('shop.sales_report', args=[3.0], queue='reports').id)"
     )
     done = subprocess.run(
         [str(shop.venv / "bin" / "python"), "-c", code],

@@ -11,19 +11,14 @@ from typing import Any
 
 import pytest
 from fleet.story import Story
+from fleet_support import HOSTS, consumers
 
 from support import wait_until
 
 pytestmark = pytest.mark.ansible
 
-HOSTS = ("worker1", "worker2")
 QUEUE = "email"
 FAST = [f"shop-fast-1@{host}" for host in HOSTS]
-
-
-def consumers(story: Story, queue: str) -> list[str]:
-    asked = story.celery("answer = app.control.inspect(timeout=1).active_queues() or {}")
-    return sorted(node for node, queues in asked.items() if queue in [one["name"] for one in queues])
 
 
 def answering(story: Story, count: int) -> None:
@@ -44,14 +39,6 @@ def pids(story: Story, host: str) -> list[str]:
 
 def environment(story: Story, host: str = "worker1", instance: str = "fast-1") -> str:
     return story.ssh(host, f"cat /etc/celeryops/shop/worker-{instance}.env")
-
-
-@pytest.fixture
-def released(shop: Story) -> Iterator[Story]:
-    """Whatever the test did, afterwards nothing is paused and every queue is consumed."""
-    yield shop
-    if shop.redis("EXISTS", "celeryops:pauses") == "1":
-        shop.play("queue_resume", celeryops_queues=shop.redis("HKEYS", "celeryops:pauses").split())
 
 
 @pytest.fixture
@@ -98,21 +85,6 @@ def test_a_pause_holds_until_it_is_resumed(released: Story) -> None:
     assert shop.play("queue_resume", celeryops_queues=QUEUE).changed == 0
     assert consumers(shop, QUEUE) == FAST, "and nobody of another pool"
     wait_until(lambda: waiting(shop) == 0, 10, "the message")
-
-
-def test_a_deploy_goes_on_with_a_paused_queue(released: Story) -> None:
-    shop = released
-    shop.play("queue_pause", celeryops_queues=["reports", "maintenance"], celeryops_why="month end")
-    shop.play("restart", celeryops_hosts="worker1")
-    done = shop.play("rolling_deploy", celeryops_release="v1")
-    assert done.changed == 0, "what was paused is no reason to replace a worker"
-    assert consumers(shop, "reports") == []
-    # The bulk pool has nothing but paused queues: it is brought to the release and proved without a canary.
-    shop.play("rolling_deploy", celeryops_release="v2", celeryops_release_src=str(shop.releases / "v2"))
-    assert consumers(shop, "reports") == []
-    shop.play("rollback")
-    shop.play("queue_resume", celeryops_queues="reports,maintenance")
-    assert consumers(shop, "reports") == [f"shop-bulk-1@{host}" for host in HOSTS]
 
 
 def test_tuned_live_and_by_a_restart(untuned: Story) -> None:

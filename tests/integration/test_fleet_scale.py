@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 from fleet.story import BIN, Story
+from fleet_support import HOSTS
 
 from support import wait_until
 
 pytestmark = pytest.mark.ansible
-
-HOSTS = ("worker1", "worker2")
 
 
 def units(story: Story, host: str) -> dict[str, str]:

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 from fleet.story import Story
+from fleet_support import HOSTS
 
 from support import wait_until
 
 pytestmark = pytest.mark.ansible
 
-HOSTS = ("worker1", "worker2")
 FILE = "/etc/celeryops/shop/signing.json"
 OLD, NEW = ({"id": name, "secret": f"{name}-{'s' * 40}"} for name in ("old", "new"))
 
