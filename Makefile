@@ -15,7 +15,7 @@ JOBS ?= 3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps lint sanity unit contract integration fleet molecule test demo down bench docs build clean
+.PHONY: help deps lint sanity unit contract integration fleet game-day molecule test demo down bench docs build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
@@ -42,10 +42,13 @@ integration: deps ## real redis-server and workers on this machine, modules run 
 fleet: deps ## playbooks on one fleet of real systemd hosts: faults and load first, then every task counted
 	@python scripts/run_tests.py --name fleet --environments ansible $(wildcard tests/integration/test_fleet_*.py) --durations=20 $(ARGS)
 
+game-day: deps ## the faults of a bad night on a fleet of its own: each caused under load, cured by its playbook, tasks counted
+	@python scripts/run_tests.py --name game-day --environments ansible $(wildcard tests/game_day/test_*.py) --durations=20 $(ARGS)
+
 molecule: deps ## every Molecule scenario on real systemd hosts (ARGS="-s NAME" for one)
 	@scripts/molecule $(ARGS)
 
-test: deps ## everything, cheap to dear: lint, unit, sanity, contract, integration, fleet, molecule
+test: deps ## everything, cheap to dear: lint, unit, then the rest, two at a time
 	@python scripts/checks.py test $(ARGS)
 
 demo: deps ## the story on three real hosts: install, rolling deploy, bad release, rollback, scale (KEEP=1 keeps them)

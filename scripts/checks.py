@@ -49,12 +49,13 @@ LINT = [
 TEST = [
     *LINT,
     [Step("unit", "make -s unit", tail=6), Step("image", "tests/image/build.sh")],
-    # The fleet takes longest and is timed: beside it one other step at a time, those first that mostly wait.
+    # Hosts under load are timed: two steps at a time, and beside the deploys first what mostly waits.
     [
         Step("fleet", "make -s fleet", tail=4),
         Step("contract", "make -s contract", tail=6),
         Step("sanity", "make -s sanity", tail=4),
         Step("molecule", "make -s molecule", tail=12),
+        Step("game-day", "make -s game-day", tail=4),
         Step("integration", "make -s integration", tail=4),
     ],
 ]

@@ -4,6 +4,22 @@
 
 from __future__ import annotations
 
-from fleet_support import released, shop
+from collections.abc import Iterator
 
-__all__ = ["released", "shop"]
+import pytest
+from fleet.story import Story
+from fleet_support import installed
+
+
+@pytest.fixture(scope="session")
+def shop() -> Iterator[Story]:
+    with installed("test") as story:
+        yield story
+
+
+@pytest.fixture
+def released(shop: Story) -> Iterator[Story]:
+    """Whatever the test did, afterwards nothing is paused and every queue is consumed."""
+    yield shop
+    if shop.redis("EXISTS", "celeryops:pauses") == "1":
+        shop.play("queue_resume", celeryops_queues=shop.redis("HKEYS", "celeryops:pauses").split())

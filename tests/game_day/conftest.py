@@ -1,0 +1,17 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fleet.story import Story
+from fleet_support import installed
+
+
+@pytest.fixture(scope="session")
+def shop() -> Iterator[Story]:
+    with installed("game") as story:
+        yield story
