@@ -40,10 +40,10 @@ integration: deps ## real redis-server and workers on this machine, modules run 
 		$(filter-out $(wildcard tests/integration/test_fleet_*.py),$(wildcard tests/integration/test_*.py)) $(ARGS)
 
 fleet: deps ## playbooks on one fleet of real systemd hosts: faults and load first, then every task counted
-	@python scripts/run_tests.py --name fleet --environments ansible $(wildcard tests/integration/test_fleet_*.py) --durations=20 $(ARGS)
+	@python scripts/run_tests.py --name fleet --environments ansible $(wildcard tests/integration/test_fleet_*.py) -o timeout=900 --durations=20 $(ARGS)
 
 game-day: deps ## the faults of a bad night on a fleet of its own: each caused under load, cured by its playbook, tasks counted
-	@python scripts/run_tests.py --name game-day --environments ansible $(wildcard tests/game_day/test_*.py) --durations=20 $(ARGS)
+	@python scripts/run_tests.py --name game-day --environments ansible $(wildcard tests/game_day/test_*.py) -o timeout=900 --durations=20 $(ARGS)
 
 molecule: deps ## every Molecule scenario on real systemd hosts (ARGS="-s NAME" for one)
 	@scripts/molecule $(ARGS)
