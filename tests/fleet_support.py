@@ -10,12 +10,29 @@ v1, all workers and beat running.
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
-from fleet.story import TOP, Story, wheelhouse
+from fleet.story import SHOP, TOP, Story, wheelhouse
 
 HOSTS = ("worker1", "worker2")
+# Nobody consumes this queue.
+IDLE = "parked"
+SEND = """
+import sys
+from shop.celery import app
+from shop.book import SENT
+import celeryops.stamp, json, os, redis
+queue, task, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+arguments = json.loads(sys.argv[4])
+book = redis.Redis.from_url(os.environ["SHOP_LEDGER_URL"])
+for number in range(count):
+    sent = app.send_task(task, args=[number, *arguments], queue=queue, priority=(0, 3)[number % 2])
+    book.rpush(SENT, json.dumps({"id": sent.id, "task": task, "published": None, "eta": None}))
+    print(sent.id)
+"""
 
 
 @contextlib.contextmanager
@@ -39,3 +56,20 @@ def consumers(story: Story, queue: str) -> list[str]:
     """The nodes that consume a queue, asked with Celery's own tools."""
     asked = story.celery("answer = app.control.inspect(timeout=1).active_queues() or {}")
     return sorted(node for node, queues in asked.items() if queue in [one["name"] for one in queues])
+
+
+def send(story: Story, queue: str, task: str, count: int, *arguments: Any) -> list[str]:
+    done = subprocess.run(
+        [str(story.venv / "bin" / "python"), "-c", SEND, queue, task, str(count), json.dumps(arguments)],
+        cwd=SHOP / "src", env=story.client_environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
+def waiting(story: Story, queue: str) -> list[str]:
+    """Ids by priority, in the order of consumption."""
+    found = []
+    for key in (queue, f"{queue}\x06\x163"):
+        lines = [line for line in story.redis("LRANGE", key, "0", "-1").splitlines() if line]
+        found += [json.loads(line)["headers"]["id"] for line in reversed(lines)]
+    return found
