@@ -239,6 +239,17 @@ return redis.call('DEL', KEYS[2])
 
 _KEEP = _GUARD + "return 1"
 
+# KEYS (list)...   ARGV idle
+_SWEEP = """
+local gone = 0
+for _, key in ipairs(KEYS) do
+  if redis.call('TYPE', key).ok == 'list' and redis.call('OBJECT', 'IDLETIME', key) > tonumber(ARGV[1]) then
+    gone = gone + redis.call('UNLINK', key)
+  end
+end
+return gone
+"""
+
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
@@ -745,6 +756,18 @@ class RedisQueues:
                 look()
         look()
         return found
+
+    def sweep_replies(self, idle: float = REPLY_KEY_IDLE) -> int:
+        """Remove the reply lists that reply_keys lists, each looked at again. Returns how many went."""
+        gone = 0
+        while keys := [item["key"] for item in self.reply_keys(idle)["keys"]]:
+            removed = sum(
+                int(self.script(_SWEEP)(keys=keys[at : at + 500], args=[int(idle)])) for at in range(0, len(keys), 500)
+            )
+            gone += removed
+            if not removed:
+                break
+        return gone
 
     def now(self) -> float:
         """The clock of Redis, the one clock that all readers share."""

@@ -1,0 +1,37 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Private to the collection: modules that act on the Redis of their own host, without a library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from .engine.backup import Server
+from .engine.errors import CeleryOpsError
+
+ARGUMENT_SPEC: dict[str, Any] = {
+    "port": {"type": "int", "default": 6379},
+    "password": {"type": "str", "no_log": True, "default": ""},
+}
+
+
+def run(body: Callable[[AnsibleModule, Server], dict[str, Any]], argument_spec: dict[str, Any]) -> None:
+    """Run one module: `body` returns the result or raises CeleryOpsError."""
+    module = AnsibleModule(argument_spec={**ARGUMENT_SPEC, **argument_spec}, supports_check_mode=True)
+    server = Server(module.params["port"], module.params["password"])
+    try:
+        result = body(module, server)
+    except CeleryOpsError as exc:
+        module.fail_json(msg=exc.msg, category=exc.category, **exc.data)
+    module.exit_json(**result)
+
+
+def systemctl(module: AnsibleModule, verb: str, unit: str) -> None:
+    command = [module.get_bin_path("systemctl", required=True), verb, unit]
+    rc, out, err = module.run_command(command)
+    if rc:
+        raise CeleryOpsError(f"systemctl {verb} {unit} failed: {(err or out).strip()}. Look at journalctl -u {unit}.")
