@@ -367,10 +367,8 @@ def requeue(
     requeued = Requeued()
     unknown: Counter[str] = Counter()
     bare = 0  # result_extended was off
-    record = requeued_key(broker.key_prefix)
-    script = broker.redis.register_script(_SEND_AGAIN)
     started = time.monotonic()
-    with _Envelopes(broker) as envelopes:
+    with Again(broker) as again:
         for task_id, meta in failures(broker, wanted, requeued):
             requeued.matched += 1
             name, place = meta.get("name"), queue or meta.get("queue")
@@ -382,7 +380,7 @@ def requeue(
                 unknown[str(name)] += 1
             elif not place:
                 requeued.unplaced += 1
-            elif broker.redis.zscore(record, failure) is not None:
+            elif again.was_sent(failure):
                 requeued.again += 1
             elif most is not None and requeued.count >= most:
                 requeued.left += 1
@@ -391,9 +389,8 @@ def requeue(
                     if rate:
                         time.sleep(max(0.0, started + requeued.count / rate - time.monotonic()))
                     args, kwargs = meta.get("args") or (), meta.get("kwargs") or {}
-                    key, raw = envelopes.make(Order(str(name), str(place), args=args, kwargs=kwargs, task_id=task_id))
-                    now = time.time()
-                    if not script(keys=[record, key], args=[repr(now), repr(now + REMEMBER), failure, raw]):
+                    order = Order(str(name), str(place), args=args, kwargs=kwargs, task_id=task_id)
+                    if not again.send(failure, order):
                         requeued.again += 1
                         continue
                 requeued.count += 1
@@ -417,14 +414,25 @@ def requeue(
     return requeued
 
 
-class _Envelopes:
-    """Messages exactly as Celery and kombu would put them into Redis, for us to put there."""
+class Again:
+    """Sends tasks again, once for each failure, by messages exactly as Celery and kombu would put them into Redis."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._taken: list[tuple[str, Any]] = []
+        self._record = requeued_key(broker.key_prefix)
+        self._script = broker.redis.register_script(_SEND_AGAIN)
 
-    def __enter__(self) -> _Envelopes:
+    def was_sent(self, failure: str) -> bool:
+        return self._broker.redis.zscore(self._record, failure) is not None
+
+    def send(self, failure: str, order: Order) -> bool:
+        """False where it was sent again before for the same failure."""
+        key, raw = self._make(order)
+        now = time.time()
+        return bool(self._script(keys=[self._record, key], args=[repr(now), repr(now + REMEMBER), failure, raw]))
+
+    def __enter__(self) -> Again:
         with self._broker.guard():
             self._connection = self._broker.celery_app.connection_for_write()
             self._channel = self._connection.default_channel
@@ -435,7 +443,7 @@ class _Envelopes:
     def __exit__(self, *_exc: object) -> None:
         self._connection.release()
 
-    def make(self, order: Order) -> tuple[str, bytes]:
+    def _make(self, order: Order) -> tuple[str, bytes]:
         """(Redis key, message)"""
         from kombu.utils.json import dumps
 
