@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from fleet.story import LEDGER_DB, Story
+from fleet_support import HOSTS
 
 from support import wait_until
 
 pytestmark = pytest.mark.ansible
 
-HOSTS = ("worker1", "worker2")
 QUEUES = ["critical", "default", "email", "maintenance", "reports"]
 LONG = 120
 UNITS = {host: ["bulk-1", "fast-1"] for host in HOSTS}

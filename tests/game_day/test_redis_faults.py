@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from fleet.story import Story
-from test_fleet_messages import IDLE, send, waiting
+from fleet_support import IDLE, send, waiting
 
 pytestmark = pytest.mark.ansible
 
