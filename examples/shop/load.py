@@ -11,6 +11,7 @@ chords), SHOP_LEDGER_URL. Ends after --seconds or at SIGTERM and prints what was
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -38,6 +39,7 @@ class Load:
         self.app = app
         self.key = SENT
         self.ledger = redis.Redis.from_url(ledger_url, socket_timeout=30)
+        self.away = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
         self.random = random.Random(seed)
         self.slow = slow
         self.order = 0
@@ -101,14 +103,16 @@ class Load:
         try:
             with denied_join_result():  # nobody waits here: spares a subscription for every result
                 self.random.choices(self.kinds, self.weights)[0]()
-        except (OperationalError, ConnectionError) as exc:
+        except (OperationalError, ConnectionError, *self.away) as exc:
             self.refused += 1
             print(f"load: not sent: {type(exc).__name__}", file=sys.stderr)
 
     def flush(self) -> None:
+        """What Redis does not take is kept for the next time."""
         if self.records:
-            self.ledger.rpush(self.key, *self.records)
-            self.records.clear()
+            with contextlib.suppress(*self.away):
+                self.ledger.rpush(self.key, *self.records)
+                self.records.clear()
 
 
 def main() -> None:
@@ -134,7 +138,9 @@ def main() -> None:
             load.one()
         load.flush()
         time.sleep(TICK)
-    load.flush()
+    while load.records:
+        load.flush()
+        time.sleep(TICK)
     seconds = time.monotonic() - begun
     print(json.dumps({
         "sent": load.sent, "refused": load.refused, "seconds": round(seconds, 1), "rate": round(load.sent / seconds, 1),
