@@ -200,10 +200,8 @@ def test_a_broken_redis_comes_back_and_every_task_is_done(shop: Story, fault: st
     print(f"{fault}: {play.seconds:.1f} s, first tasks {begun}, rescued {done['rescued']}, twice {ledger['run_twice']}")
     assert ledger["lost"] == []
     assert sorted(begun) == WORKERS
-    # The one that was killed and stopped has to wait until somebody notices. The longer Redis was away the longer
-    # Celery waits before it tries again, up to 30 s.
-    bound = 30 if fault == "tail cut" else 10
-    assert max(seconds for node, seconds in begun.items() if fault != "frozen" or node != WORKERS[1]) < bound
+    # The one that was killed and stopped has to wait until somebody notices.
+    assert max(seconds for node, seconds in begun.items() if fault != "frozen" or node != WORKERS[1]) < 10
     # Twice is only what a worker had begun when it lost its broker.
     for told in ledger["run_twice"]:
         when = datetime.fromisoformat(told.split(": ", 1)[1].split(", ")[0].split()[-1]).timestamp()

@@ -1,0 +1,37 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A worker that lost its broker is back within seconds after the broker is.
+
+Celery waits 2, 4, 6 and at last 30 seconds between two attempts, so the longer the broker was away the longer a worker
+stays away after it. The number of attempts (broker_connection_max_retries) is stretched by as much as they are closer.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from celery.worker.consumer import Consumer
+
+# Seconds: the longest wait here, and Celery's.
+INTERVAL, CELERYS = 3.0, 30.0
+
+_ensure_connected = Consumer.ensure_connected
+
+
+def _often(ensure: Any) -> Any:
+    @functools.wraps(ensure)
+    def ensure_connection(errback: Any = None, max_retries: int | None = None, **kwargs: Any) -> Any:
+        retries = max_retries and int(max_retries * CELERYS / INTERVAL)
+        return ensure(errback, retries, **{"interval_start": 1, "interval_max": INTERVAL, **kwargs})
+
+    return ensure_connection
+
+
+def ensure_connected(self: Any, conn: Any) -> Any:
+    conn.ensure_connection = _often(conn.ensure_connection)
+    return _ensure_connected(self, conn)
+
+
+Consumer.ensure_connected = ensure_connected
