@@ -31,7 +31,10 @@ def _often(ensure: Any) -> Any:
 
 def ensure_connected(self: Any, conn: Any) -> Any:
     conn.ensure_connection = _often(conn.ensure_connection)
-    return _ensure_connected(self, conn)
+    try:
+        return _ensure_connected(self, conn)
+    finally:
+        del conn.ensure_connection
 
 
 Consumer.ensure_connected = ensure_connected
