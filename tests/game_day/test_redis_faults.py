@@ -264,3 +264,13 @@ def test_leaked_connections_are_closed_and_the_workers_keep_theirs(shop: Story) 
     ledger = shop.ledger("--wait", "60")
     assert (ledger["lost"], ledger["run_twice"]) == ([], [])
     assert run_ids(shop) == before
+
+
+def test_the_groups_of_the_inventory_may_have_other_names(shop: Story, tmp_path: Path) -> None:
+    other = tmp_path / "other.yml"
+    names = {"celeryops_worker_group": "crew", "celeryops_beat_group": "clock"}
+    groups = {name: {"hosts": {"worker2": {}}} for name in names.values()}
+    other.write_text(json.dumps({"all": {"vars": names, "children": groups}}))
+    play = shop.play("redis_recover", "-i", str(other))
+    assert play.changed == 0 and play.stats["celeryops_redis_recover"]["restarted"] == {"worker2": []}
+    assert "worker1" not in play.text.partition("PLAY RECAP")[2]
