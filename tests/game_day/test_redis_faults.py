@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 from fleet.story import Story
-from fleet_support import IDLE, send, waiting
+from fleet_support import HOSTS, IDLE, send, waiting
+
+from support import wait_until
 
 pytestmark = pytest.mark.ansible
 
@@ -34,6 +36,13 @@ def run_ids(story: Story) -> tuple[str, str]:
     """Of Redis and of the first worker unit: neither was restarted while they stay the same."""
     unit = story.ssh("worker1", "systemctl show -P MainPID celery-shop-worker@fast-1.service")
     return story.ssh("redis1", "systemctl show -P MainPID redis-server.service"), unit
+
+
+def mains(story: Story) -> dict[str, str]:
+    """The main process of every worker."""
+    show = "systemctl show -P MainPID celery-shop-worker@{}.service"
+    names = [(host, instance) for host in HOSTS for instance in ("bulk-1", "fast-1")]
+    return {f"{host} {instance}": story.ssh(host, show.format(instance)) for host, instance in names}
 
 
 def forget(story: Story) -> None:
@@ -160,8 +169,8 @@ def first_begun(story: Story, since: float) -> dict[str, float]:
 def test_a_broken_redis_comes_back_and_every_task_is_done(shop: Story, fault: str) -> None:
     load = shop.start("load", "--rate", "20", "--slow", "0.02")
     time.sleep(1)
-    before = run_ids(shop)[1]
     unit = "celery-shop-worker@bulk-1.service"
+    before = mains(shop)
     if fault == "killed":
         shop.ssh("redis1", "systemctl kill -s KILL redis-server")
     elif fault == "frozen":
@@ -188,6 +197,7 @@ def test_a_broken_redis_comes_back_and_every_task_is_done(shop: Story, fault: st
             again = shop.play("redis_recover")
             assert again.changed == 0 and again.stats["celeryops_redis_recover"]["state"] == "healthy"
             print("second run:", round(again.seconds, 1), "s")
+        wait_until(lambda: sorted(first_begun(shop, answers.since)) == WORKERS, 20, "every worker begins a task", 0.5)
     finally:
         answers.over = True
         load.stop()
@@ -206,7 +216,9 @@ def test_a_broken_redis_comes_back_and_every_task_is_done(shop: Story, fault: st
     for told in ledger["run_twice"]:
         when = datetime.fromisoformat(told.split(": ", 1)[1].split(", ")[0].split()[-1]).timestamp()
         assert when <= answers.since, told
-    assert fault != "frozen" or run_ids(shop)[1] == before
+    # Celery 5.7 alone would end at a broker that goes while it holds messages.
+    gone = {"worker2 bulk-1"} if fault == "frozen" else set()
+    assert {name for name, pid in mains(shop).items() if before[name] != pid} == gone
     assert shop.ssh("worker1", "systemctl is-active celery-shop-beat") == "active"
 
 
