@@ -163,6 +163,7 @@ def test_broker_away_and_loop_stuck(systemds: Any) -> None:
         environment = systemd.environment(4)
         arguments = ("--include", "celeryops.worker,labstuck")
         with Worker(server.url(), "away@lab", arguments=arguments, environment=environment) as worker:
+            wait_until(lambda: systemd.having("consuming celery"), 20, "STATUS at the start")
             server.stop()
             wait_until(lambda: systemd.having("waiting for the broker"), 20, "STATUS without broker")
             assert systemd.pings_within(4) >= 2
