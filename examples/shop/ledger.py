@@ -74,7 +74,9 @@ class Ledger:
             self.sent[record["id"]] = record
         for record in self._new(RUNS):
             if record["phase"] == "begin":
-                self.begun.setdefault(record["id"], []).append(record)
+                runs = self.begun.setdefault(record["id"], [])
+                if record not in runs:  # written again because the answer to the first time was lost
+                    runs.append(record)
             else:
                 self.done.add(record["id"])
 

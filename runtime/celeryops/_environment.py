@@ -7,7 +7,7 @@ import os
 
 PARTS = (
     "notify", "watchdog", "release", "stamp", "canary", "ledger", "held", "finish", "revokes", "pause", "limits",
-    "heartbeat", "deadletter", "signing", "once", "lead", "reconnect",
+    "heartbeat", "deadletter", "signing", "once", "lead", "reconnect", "fetched",
 )  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 # Copyright: (c) 2026, celeryops contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A worker outlives its broker: it stays the process it is, and is back soon after the broker is."""
+"""A worker outlives its broker: it stays the same process, is back soon after the broker is, and forgets no message."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+
+import pytest
 
 from celeryops.engine import tasks
 from celeryops.engine.connection import Broker, BrokerSpec
@@ -40,3 +42,32 @@ def test_a_worker_that_holds_messages_comes_back(tmp_path: Path) -> None:
             assert worker.process and worker.process.poll() is None, "the worker is the same process"
             assert took < 8
             wait_until(lambda: server.cli("LLEN", "late") == "0", 40, "the rest")
+
+
+@pytest.mark.parametrize("returns", [True, False], ids=["the broker returns", "the worker ends first"])
+def test_a_message_that_was_just_fetched_is_not_forgotten(tmp_path: Path, returns: bool) -> None:
+    order = tmp_path / "kill"
+    arguments = ("--include", "labfetched,celeryops.worker")
+    with (
+        RedisServer("--appendonly", "yes", "--appendfsync", "always", directory=tmp_path) as server,
+        Worker(
+            server.url(), "late@lab", queues="late", arguments=arguments, environment={"LAB_KILL": str(order)}
+        ) as worker,
+    ):
+        assert server.process
+        with Broker(BrokerSpec.build(url=server.url())) as connection:
+            order.write_text(str(server.process.pid))
+            task = tasks.send(connection, tasks.Order("lab.late", "late", args=[0]))
+        wait_until(lambda: "Connection to broker lost" in worker.log.read_text(), 20, "Redis is killed")
+        server.stop()
+        if not returns:
+            worker.stop(30)
+            assert f"LOST: lab.late[{task}] of queue late" in worker.log.read_text()
+            return
+        server.start()
+        assert server.cli("HLEN", "unacked") == "0", "the worker has the only copy"
+        wait_until(lambda: "succeeded in" in worker.log.read_text(), 20, "the task runs")
+        assert f"lab.late[{task}] was fetched when the broker went" in worker.log.read_text()
+        time.sleep(0.5)
+        assert worker.log.read_text().count("succeeded in") == 1
+        assert (server.cli("HLEN", "unacked"), server.cli("LLEN", "late")) == ("0", "0")

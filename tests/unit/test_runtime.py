@@ -97,7 +97,7 @@ def test_the_ledger_counts_by_id(book: RedisServer) -> None:
     write(book, "sent", {"id": "body", "task": "t", "published": None, "eta": None})
     write(book, "runs", run("done", "begin", now - 99.5, published=now - 100), run("done", "end", now - 99))
     write(book, "runs", run("late", "begin", now - 80, queue="p"), run("late", "end", now - 79, queue="p"))
-    write(book, "runs", *(run("twice", phase, now - 50) for phase in ("begin", "begin", "end", "end")))
+    write(book, "runs", *(run("twice", phase, now - ago) for phase in ("begin", "end") for ago in (50, 40)))
     write(book, "runs", run("begun", "begin", now - 10))
     write(book, "runs", run("retried", "begin", now - 90), run("retried", "begin", now - 85, retries=1))
     write(book, "runs", run("retried", "end", now - 85, retries=1))

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 RUNS = "shop:ledger:runs"
 SENT = "shop:ledger:sent"
@@ -20,8 +22,17 @@ SENT = "shop:ledger:sent"
 
 @functools.lru_cache(maxsize=1)
 def _client(pid: int) -> redis.Redis:
-    """One connection a process: a forked pool child must not share its parent's."""
-    return redis.Redis.from_url(os.environ["SHOP_LEDGER_URL"], socket_timeout=10, socket_connect_timeout=10)
+    """One connection a process: a forked pool child must not share its parent's.
+
+    The shop outlasts a store that is away for half a minute; without that the task fails, and counts as lost.
+    """
+    return redis.Redis.from_url(
+        os.environ["SHOP_LEDGER_URL"],
+        socket_timeout=10,
+        socket_connect_timeout=10,
+        retry=Retry(ConstantBackoff(0.5), 60),
+        retry_on_error=[redis.exceptions.ConnectionError, redis.exceptions.TimeoutError],
+    )
 
 
 def _record(request: Any, name: str, phase: str) -> None:
