@@ -13,6 +13,7 @@ from celery.signals import worker_init
 
 connected = False
 lost = 0.0  # time.monotonic() of the loss
+refused = False  # the broker answers and takes no writes
 
 
 class LinkStep(bootsteps.StartStopStep):

@@ -1,12 +1,13 @@
 # Copyright: (c) 2026, celeryops contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A message that was just fetched when Redis went is given back, not forgotten.
+"""A message that was just fetched when Redis went, or took no more writes, is given back, not forgotten.
 
 kombu takes a message off its queue (BRPOP), then notes that it is held (ZADD and HSET, `QoS.append`). When Redis goes
 between the two, or the answer of the BRPOP is read while the lost connection is cleared away, the worker's memory has
-the only copy, and kombu drops it with the connection. Here it is kept, and put back at that end of its queue where the
-next one is taken, once the worker has a connection again or, at the latest, when it stops.
+the only copy, and kombu drops it with the connection. Here it is kept, with systemd in a file of STATE_DIRECTORY too,
+and put back at that end of its queue where the next one is taken, once the worker has a connection again: this process,
+at its end at the latest, or the next one of this instance.
 
 Was the note written and only its answer lost, then it is taken back by the same step. Only if somebody else has given
 the message back meanwhile (visibility timeout, `queue_rescue`) it runs twice.
@@ -14,13 +15,18 @@ the message back meanwhile (visibility timeout, `queue_rescue`) it runs twice.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 from celery import signals
 from celery.worker.consumer import Consumer
 from kombu.transport import redis as transport
+from redis import exceptions
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +37,50 @@ _append = transport.QoS.append
 _ensure_connected = Consumer.ensure_connected
 # Delivery tag -> message, exchange, routing key.
 _kept: dict[str, tuple[dict[str, Any], str, str]] = {}
+_looked = False
 
 
 def append(self: Any, message: Any, delivery_tag: str) -> Any:
     try:
         return _append(self, message, delivery_tag)
-    except (*self.channel.connection_errors, OSError):
+    except (*self.channel.connection_errors, exceptions.ResponseError, OSError):
         where = message.delivery_info
-        _kept[delivery_tag] = (message._raw, where["exchange"], where["routing_key"])
+        _keep(delivery_tag, message._raw, where["exchange"], where["routing_key"])
         raise
+
+
+def _file(tag: str) -> Path | None:
+    directory = os.environ.get("STATE_DIRECTORY")
+    return Path(directory) / f"{os.environ.get('CELERYOPS_INSTANCE', '')}.fetched-{tag}.json" if directory else None
+
+
+def _keep(tag: str, *message: Any) -> None:
+    _kept[tag] = message
+    if path := _file(tag):
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as out:
+                json.dump(message, out)
+        except (OSError, TypeError, ValueError):
+            logger.exception("celeryops: %s is kept in memory only", path)
+
+
+def _find() -> None:
+    """What the former process of this instance could not give back."""
+    global _looked
+    mark = None if _looked else _file("*")
+    _looked = True
+    for path in mark.parent.glob(mark.name) if mark else ():
+        # One that is cut off was never whole: its message is still in the memory that wrote it, or in the log.
+        with contextlib.suppress(ValueError):
+            raw, exchange, key = json.loads(path.read_text())
+            _kept.setdefault(path.stem.partition(".fetched-")[2], (raw, exchange, key))
 
 
 def ensure_connected(self: Any, conn: Any) -> Any:
     connected = _ensure_connected(self, conn)
-    _give_back(connected)
+    if connected.transport.driver_type == "redis":
+        _find()
+        _give_back(connected)
     return connected
 
 
@@ -52,9 +88,15 @@ def _give_back(connection: Any) -> None:
     for tag, (raw, _exchange, key) in list(_kept.items()):
         channel = connection.default_channel
         put = functools.partial(_put, channel, tag)
-        with channel.conn_or_acquire() as client:
-            client.transaction(put, channel.qos.unacked_key)
+        try:
+            with channel.conn_or_acquire() as client:
+                client.transaction(put, channel.qos.unacked_key)
+        except exceptions.ResponseError as exc:
+            # Of this Celery reckons with the loss of a connection only.
+            raise exceptions.ConnectionError(str(exc)) from exc
         del _kept[tag]
+        if path := _file(tag):
+            path.unlink(missing_ok=True)
         logger.warning("celeryops: %s was fetched when the broker went; it is back in its queue, %s", _name(raw), key)
 
 
@@ -78,8 +120,13 @@ def _last(sender: Any, **_: Any) -> None:
             connection.ensure_connection(max_retries=LAST_TRY, interval_start=1, interval_step=0, timeout=LAST_TRY)
             _give_back(connection)
     except Exception as exc:
-        for raw, _exchange, key in _kept.values():
-            logger.critical("celeryops: LOST: %s of queue %s, fetched when the broker went: %s", _name(raw), key, exc)
+        for tag, (raw, _exchange, key) in _kept.items():
+            path = _file(tag)
+            if path and path.exists():
+                said = f"is in {path} until the next worker of this instance gives it back"
+            else:
+                said = "is LOST"
+            logger.critical("celeryops: %s, fetched from %s when the broker went, %s: %s", _name(raw), key, said, exc)
 
 
 transport.QoS.append = append

@@ -9,21 +9,40 @@ stays away after it. The number of attempts (broker_connection_max_retries) is s
 Celery 5.7 takes the lost connection apart at once. What still acknowledges or gives back a message through it, as a
 task that ends then, meets an AttributeError in place of the error of a connection that Celery reckons with, and the
 worker ends with all its tasks.
+
+A Redis that answers and takes no writes (out of memory, disk full, read-only replica) is away as well. Celery ends at
+the first command that is refused, and at every start takes another message off a queue and loses it.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
+import time
 from typing import Any
 
 from celery.worker.consumer import Consumer
+from celery.worker.state import maybe_shutdown
 from kombu.transport import redis as transport
+from redis import exceptions
+
+from . import _link
+
+logger = logging.getLogger(__name__)
 
 # Seconds: the longest wait here, and Celery's.
 INTERVAL, CELERYS = 3.0, 30.0
 
+# What a master that takes no writes answers; redis-py strips the code where it has a class for it.
+_CLASSES = ("OutOfMemoryError", "ReadOnlyError")
+_CODES = ("MISCONF", "NOREPLICAS")
+
 _ensure_connected = Consumer.ensure_connected
 _connparams = transport.Channel._connparams
+
+
+def refuses(exc: BaseException) -> bool:
+    return type(exc).__name__ in _CLASSES or str(exc).startswith(_CODES)
 
 
 def _often(ensure: Any) -> Any:
@@ -35,7 +54,7 @@ def _often(ensure: Any) -> Any:
     return ensure_connection
 
 
-def ensure_connected(self: Any, conn: Any) -> Any:
+def _connect(self: Any, conn: Any) -> Any:
     conn.ensure_connection = _often(conn.ensure_connection)
     try:
         return _ensure_connected(self, conn)
@@ -43,9 +62,54 @@ def ensure_connected(self: Any, conn: Any) -> Any:
         del conn.ensure_connection
 
 
+def ensure_connected(self: Any, conn: Any) -> Any:
+    connected = _connect(self, conn)
+    if connected.transport.driver_type != "redis":
+        return connected
+    if not isinstance(self.loop, _Loop):
+        self.loop = _Loop(self.loop)
+    while refusal := _refusal(connected):
+        if not _link.refused:
+            logger.warning("celeryops: the broker takes no writes: %s Waiting until it does.", refusal)
+        _link.refused = True
+        # A Sentinel may name another one next time.
+        connected.collect()
+        for _second in range(int(INTERVAL)):
+            maybe_shutdown()
+            time.sleep(1)
+        connected = _connect(self, conn)
+    _link.refused = False
+    return connected
+
+
+def _refusal(connection: Any) -> str:
+    try:
+        with connection.default_channel.conn_or_acquire() as client:
+            client.set("celeryops:writable", "", px=1)
+    except exceptions.ResponseError as exc:
+        # Whatever else is wrong shows where it matters.
+        return str(exc) if refuses(exc) else ""
+    return ""
+
+
+class _Loop:
+    """The consumer's loop; what a broker that takes no writes answers is the loss of the connection."""
+
+    def __init__(self, loop: Any) -> None:
+        self.loop = loop
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self.loop(*args)
+        except exceptions.ResponseError as exc:
+            if not refuses(exc):
+                raise
+            raise exceptions.ConnectionError(str(exc)) from exc
+
+
 def connparams(self: Any, *args: Any, **kwargs: Any) -> Any:
     if self.connection.client is None:
-        raise transport.redis.exceptions.ConnectionError("the connection was lost, and the worker has another one")
+        raise exceptions.ConnectionError("the connection was lost, and the worker has another one")
     return _connparams(self, *args, **kwargs)
 
 

@@ -7,7 +7,8 @@ A thread asks the consumer loop, four times per watchdog limit, to send the ping
 stopped process and a loop that hangs both fall silent, whatever the pool, and systemd restarts the worker.
 
 The thread sends the ping itself where the loop stands still for a good reason:
-- the consumer has lost its broker and a probe finds none either, or it had no time yet to reconnect;
+- the consumer has lost its broker and a probe finds none either, or one that takes no writes, or it had no time yet to
+  reconnect;
 - the loop hangs and the broker does not answer a probe;
 - a solo pool runs a task, which it does inside the loop; the loop's silence then says nothing;
 - the worker is stopping (systemd's stop timeout is in charge).
@@ -73,7 +74,7 @@ class Keeper(threading.Thread):
         now = time.monotonic()
         if _link.connected:
             return now - self.turned > self.limit / 2 and not self.broker_answers()
-        if not self.broker_answers():
+        if _link.refused or not self.broker_answers():
             self.away = now
         return now - max(self.away, _link.lost) < max(self.limit, RECONNECT_SECONDS)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -44,30 +45,77 @@ def test_a_worker_that_holds_messages_comes_back(tmp_path: Path) -> None:
             wait_until(lambda: server.cli("LLEN", "late") == "0", 40, "the rest")
 
 
-@pytest.mark.parametrize("returns", [True, False], ids=["the broker returns", "the worker ends first"])
-def test_a_message_that_was_just_fetched_is_not_forgotten(tmp_path: Path, returns: bool) -> None:
+@pytest.mark.parametrize("end", ["the broker returns", "the worker stops", "the worker is killed"])
+def test_a_message_that_was_just_fetched_is_not_forgotten(tmp_path: Path, end: str) -> None:
     order = tmp_path / "kill"
-    arguments = ("--include", "labfetched,celeryops.worker")
+    environment = {"LAB_KILL": str(order)}
+    if end == "the worker is killed":
+        environment |= {"STATE_DIRECTORY": str(tmp_path), "CELERYOPS_INSTANCE": "late-1"}
+    with RedisServer("--appendonly", "yes", "--appendfsync", "always", directory=tmp_path) as server:
+
+        def new() -> Worker:
+            arguments = ("--include", "labfetched,celeryops.worker")
+            return Worker(server.url(), "late@lab", queues="late", arguments=arguments, environment=environment)
+
+        with new() as worker:
+            assert server.process
+            with Broker(BrokerSpec.build(url=server.url())) as connection:
+                order.write_text(str(server.process.pid))
+                task = tasks.send(connection, tasks.Order("lab.late", "late", args=[0]))
+            wait_until(lambda: "Connection to broker lost" in worker.log.read_text(), 20, "Redis is killed")
+            server.stop()
+            if end == "the worker stops":
+                worker.stop(30)
+                assert f"lab.late[{task}], fetched from late when the broker went, is LOST" in worker.log.read_text()
+                return
+            if end == "the worker is killed":
+                worker.kill()
+                (kept,) = tmp_path.glob("late-1.fetched-*.json")
+                assert kept.stat().st_mode & 0o777 == 0o600
+            server.start()
+            assert server.cli("HLEN", "unacked") == "0", "the worker has the only copy"
+            with new() if end == "the worker is killed" else contextlib.nullcontext(worker) as last:
+                wait_until(lambda: "succeeded in" in last.log.read_text(), 20, "the task runs")
+                assert f"lab.late[{task}] was fetched when the broker went" in last.log.read_text()
+                time.sleep(0.5)
+                assert last.log.read_text().count("succeeded in") == 1
+            assert (server.cli("HLEN", "unacked"), server.cli("LLEN", "late")) == ("0", "0")
+            assert not list(tmp_path.glob("*.fetched-*"))
+
+
+@pytest.mark.parametrize(
+    ("refuse", "allow"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1000000"), ("CONFIG", "SET", "maxmemory", "0")),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    ],
+    ids=["out of memory", "read-only"],
+)
+def test_a_worker_waits_for_a_broker_that_takes_no_writes(refuse: tuple[str, ...], allow: tuple[str, ...]) -> None:
     with (
-        RedisServer("--appendonly", "yes", "--appendfsync", "always", directory=tmp_path) as server,
-        Worker(
-            server.url(), "late@lab", queues="late", arguments=arguments, environment={"LAB_KILL": str(order)}
-        ) as worker,
+        RedisServer() as server,
+        Broker(BrokerSpec.build(url=server.url())) as connection,
+        Worker(server.url(), "late@lab", queues="late", arguments=RUNTIME) as worker,
     ):
-        assert server.process
-        with Broker(BrokerSpec.build(url=server.url())) as connection:
-            order.write_text(str(server.process.pid))
-            task = tasks.send(connection, tasks.Order("lab.late", "late", args=[0]))
-        wait_until(lambda: "Connection to broker lost" in worker.log.read_text(), 20, "Redis is killed")
-        server.stop()
-        if not returns:
-            worker.stop(30)
-            assert f"LOST: lab.late[{task}] of queue late" in worker.log.read_text()
-            return
-        server.start()
-        assert server.cli("HLEN", "unacked") == "0", "the worker has the only copy"
-        wait_until(lambda: "succeeded in" in worker.log.read_text(), 20, "the task runs")
-        assert f"lab.late[{task}] was fetched when the broker went" in worker.log.read_text()
+
+        def done() -> int:
+            return worker.log.read_text().count("succeeded in")
+
+        def send() -> None:
+            for _task in range(5):
+                tasks.send(connection, tasks.Order("lab.late", "late", args=[0]))
+
+        send()
+        wait_until(lambda: done() == 5, 20, "it works")
+        worker.freeze()
+        send()
+        server.cli(*refuse)
+        worker.thaw()
+        wait_until(lambda: "takes no writes" in worker.log.read_text(), 20, "it notices")
+        time.sleep(4)
+        assert worker.process and worker.process.poll() is None, "the worker is the same process"
+        server.cli(*allow)
+        wait_until(lambda: done() >= 10, 20, "the rest")
         time.sleep(0.5)
-        assert worker.log.read_text().count("succeeded in") == 1
+        assert done() == 10 and worker.process.poll() is None
         assert (server.cli("HLEN", "unacked"), server.cli("LLEN", "late")) == ("0", "0")
