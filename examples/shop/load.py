@@ -39,7 +39,9 @@ class Load:
         self.app = app
         self.key = SENT
         self.ledger = redis.Redis.from_url(ledger_url, socket_timeout=30)
-        self.away = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+        # The last of them: it is full, or a replica.
+        errors = redis.exceptions
+        self.away = (errors.ConnectionError, errors.TimeoutError, errors.ResponseError)
         self.random = random.Random(seed)
         self.slow = slow
         self.order = 0

@@ -8,6 +8,7 @@ fleet.py up NAME [--hosts redis1,worker1,worker2]   (again from nothing; --keep 
 fleet.py reboot NAME HOST                           (the host keeps its disk)
 fleet.py kill NAME HOST                             (it is gone at once, until reboot)
 fleet.py cut NAME HOST OTHER, fleet.py join ...     (HOST reaches OTHER no more; packets are lost without a word)
+fleet.py mount NAME HOST DIRECTORY, unmount ...     (an empty file system of 64 MB)
 fleet.py down NAME | --all
 fleet.py status [--json]
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import fcntl
 import hashlib
 import ipaddress
@@ -166,15 +168,19 @@ def write_files(name: str, addresses: dict[str, str]) -> Path:
     return folder / "inventory.yml"
 
 
-def close_connections(name: str) -> None:
+def end_masters(name: str) -> None:
     """End the ssh masters of a fleet while their hosts still answer."""
+    sockets = Path((OUTPUT / name / "sockets").read_text().strip())
+    for socket in sockets.glob("*") if sockets.is_dir() else []:
+        run("ssh", "-o", f"ControlPath={socket}", "-O", "exit", "fleet", check=False, timeout=10)
+
+
+def close_connections(name: str) -> None:
     record = OUTPUT / name / "sockets"
     if not record.exists():
         return
-    sockets = Path(record.read_text().strip())
-    for socket in sockets.glob("*") if sockets.is_dir() else []:
-        run("ssh", "-o", f"ControlPath={socket}", "-O", "exit", "fleet", check=False, timeout=10)
-    shutil.rmtree(sockets, ignore_errors=True)
+    end_masters(name)
+    shutil.rmtree(record.read_text().strip(), ignore_errors=True)
     record.unlink()
 
 
@@ -221,7 +227,11 @@ def wait_for_boot(name: str, host: str) -> None:
             "exec", f"{prefix(name)}-{host}", "systemctl", "--failed", "--plain", "--no-legend", check=False
         )
         raise FleetError(f"host {host} did not boot: state {state or 'unknown'!r} {failed.stdout.strip()}")
-    while run("ssh", "-F", str(OUTPUT / name / "ssh_config"), host, "true", check=False, timeout=30).returncode:
+    ask = ("ssh", "-F", str(OUTPUT / name / "ssh_config"), host, "true")
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if not run(*ask, check=False, timeout=10).returncode:
+                return
         if time.monotonic() > end:
             raise FleetError(f"host {host} booted but does not answer over ssh")
         time.sleep(0.2)
@@ -230,6 +240,7 @@ def wait_for_boot(name: str, host: str) -> None:
 def reboot(name: str, host: str) -> None:
     if host not in {c["host"] for c in containers(name)}:
         raise FleetError(f"fleet {name} has no host {host}")
+    end_masters(name)
     podman("restart", "-t", "30", f"{prefix(name)}-{host}")
     wait_for_boot(name, host)
 
@@ -243,6 +254,13 @@ def route(name: str, host: str, other: str, verb: str) -> None:
     address = next(c["ip"] for c in containers(name) if c["host"] == other)
     pid = podman("inspect", "--format", "{{.State.Pid}}", f"{prefix(name)}-{host}").stdout.strip()
     run("nsenter", "-t", pid, "-n", "ip", "route", verb, "blackhole", f"{address}/32")
+
+
+def mount(name: str, host: str, directory: str, verb: str) -> None:
+    """From outside, as with `route`."""
+    pid = podman("inspect", "--format", "{{.State.Pid}}", f"{prefix(name)}-{host}").stdout.strip()
+    small = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", directory]
+    run("nsenter", "-t", pid, "-m", *(small if verb == "mount" else ["umount", directory]))
 
 
 def addresses_in(subnet: str, hosts: list[str]) -> dict[str, str]:
@@ -311,6 +329,11 @@ def main() -> int:
         verb.add_argument("name")
         verb.add_argument("host")
         verb.add_argument("other")
+    for name, text in (("mount", "an empty file system of 64 MB"), ("unmount", "it is gone")):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("name")
+        verb.add_argument("host")
+        verb.add_argument("directory")
     verb = verbs.add_parser("down", help="remove a fleet, or what is left of it")
     verb.add_argument("name", nargs="?")
     verb.add_argument("--all", action="store_true", help="every fleet of this checkout")
@@ -352,6 +375,9 @@ def main() -> int:
                     continue
                 if args.verb in ("cut", "join"):
                     route(name, args.host, args.other, {"cut": "add", "join": "del"}[args.verb])
+                    continue
+                if args.verb in ("mount", "unmount"):
+                    mount(name, args.host, args.directory, args.verb)
                     continue
                 if args.verb == "reboot":
                     reboot(name, args.host)

@@ -205,6 +205,13 @@ class Story:
     def join(self, host: str, other: str) -> None:
         self._fleet("join", self.name, host, other)
 
+    def mount(self, host: str, directory: str) -> None:
+        """An empty file system of 64 MB, owned by root."""
+        self._fleet("mount", self.name, host, directory)
+
+    def unmount(self, host: str, directory: str) -> None:
+        self._fleet("unmount", self.name, host, directory)
+
     def ssh(self, host: str, command: str, check: bool = True) -> str:
         done = subprocess.run(
             ["ssh", "-F", str(self.fleet / "ssh_config"), host, command],

@@ -12,20 +12,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from fleet.story import Story
-from fleet_support import HOSTS, IDLE, send, waiting
-
-from support import wait_until
+from fleet_support import IDLE, send, waiting
+from scorecard import ROWS, WORKERS, Row, all_answer, all_begin, first_begun, forget, mains, noticed
 
 pytestmark = pytest.mark.ansible
 
 KEPT = "/var/backups/celeryops/shop"
 DATA = "/var/lib/redis"
-WORKERS = [f"shop-{instance}@{host}" for instance in ("bulk-1", "fast-1") for host in ("worker1", "worker2")]
 
 
 def files(story: Story) -> list[str]:
@@ -36,17 +35,6 @@ def run_ids(story: Story) -> tuple[str, str]:
     """Of Redis and of the first worker unit: neither was restarted while they stay the same."""
     unit = story.ssh("worker1", "systemctl show -P MainPID celery-shop-worker@fast-1.service")
     return story.ssh("redis1", "systemctl show -P MainPID redis-server.service"), unit
-
-
-def mains(story: Story) -> dict[str, str]:
-    """The main process of every worker."""
-    show = "systemctl show -P MainPID celery-shop-worker@{}.service"
-    names = [(host, instance) for host in HOSTS for instance in ("bulk-1", "fast-1")]
-    return {f"{host} {instance}": story.ssh(host, show.format(instance)) for host, instance in names}
-
-
-def forget(story: Story) -> None:
-    story.redis("DEL", "shop:ledger:sent", "shop:ledger:runs", db=2)
 
 
 def test_backup_and_restore(shop: Story, tmp_path: Path) -> None:
@@ -156,15 +144,6 @@ class Answers(threading.Thread):
             time.sleep(0.05)
 
 
-def first_begun(story: Story, since: float) -> dict[str, float]:
-    """Seconds after `since` in which each worker began its first task."""
-    found: dict[str, float] = {}
-    for row in map(json.loads, story.redis("LRANGE", "shop:ledger:runs", "0", "-1", db=2).splitlines()):
-        if row["phase"] == "begin" and row["time"] >= since:
-            found.setdefault(row["node"], round(row["time"] - since, 2))
-    return found
-
-
 @pytest.mark.parametrize("fault", ["killed", "frozen", "tail cut"])
 def test_a_broken_redis_comes_back_and_every_task_is_done(shop: Story, fault: str) -> None:
     load = shop.start("load", "--rate", "20", "--slow", "0.02")
@@ -180,8 +159,11 @@ def test_a_broken_redis_comes_back_and_every_task_is_done(shop: Story, fault: st
     else:
         shop.ssh("redis1", "systemctl stop redis-server")
         shop.ssh("redis1", f"printf '*3\\r\\n$5\\r\\nLPU' >>$(ls {DATA}/appendonlydir/*.incr.aof)")
+    injected = time.time()
     answers = Answers(shop)
     try:
+        # Who is killed is started by systemd before anybody looks.
+        seen = None if fault == "killed" else noticed(shop, injected)
         if fault == "tail cut":
             plan = shop.play("redis_recover", "--check", "--diff")
             assert plan.changed > 0 and not answers.since and "Would do: repair" in plan.text
@@ -190,14 +172,13 @@ def test_a_broken_redis_comes_back_and_every_task_is_done(shop: Story, fault: st
         done = play.stats["celeryops_redis_recover"]
         assert bool(done["copy"]) == (fault == "tail cut")
         assert done["restarted"] == {"worker1": [], "worker2": ["bulk-1"] if fault == "frozen" else []}
-        # Who is killed is started by systemd before anybody looks.
         states = {"killed": ("healthy", "loading"), "frozen": ("frozen",), "tail cut": ("aof_truncated",)}
         assert done["state"] in states[fault]
         if fault == "tail cut":
             again = shop.play("redis_recover")
             assert again.changed == 0 and again.stats["celeryops_redis_recover"]["state"] == "healthy"
             print("second run:", round(again.seconds, 1), "s")
-        wait_until(lambda: sorted(first_begun(shop, answers.since)) == WORKERS, 20, "every worker begins a task", 0.5)
+        cured = all_begin(shop, answers.since)
     finally:
         answers.over = True
         load.stop()
@@ -220,6 +201,96 @@ def test_a_broken_redis_comes_back_and_every_task_is_done(shop: Story, fault: st
     gone = {"worker2 bulk-1"} if fault == "frozen" else set()
     assert {name for name, pid in mains(shop).items() if before[name] != pid} == gone
     assert shop.ssh("worker1", "systemctl is-active celery-shop-beat") == "active"
+    told = {
+        "killed": "`kill -9` of Redis",
+        "frozen": "SIGSTOP of Redis, and `kill -9` of a worker",
+        "tail cut": "`systemctl stop` of Redis, and its append-only file cut off",
+    }
+    remark = "late-acknowledged, begun before" if ledger["run_twice"] else ""
+    ROWS.append(Row(told[fault], "`redis_recover`", seen, cured, ledger, remark))
+
+
+@pytest.fixture
+def small_disk(shop: Story) -> Iterator[None]:
+    """Redis keeps its data on a file system of its own, of 64 MB."""
+    kept = "/var/lib/redis.kept"
+    shop.ssh("redis1", f"systemctl stop redis-server && cp -a {DATA} {kept}")
+    shop.mount("redis1", DATA)
+    shop.ssh("redis1", f"cp -a {kept}/. {DATA}/ && systemctl start redis-server")
+    all_answer(shop)
+    yield
+    shop.ssh("redis1", f"systemctl stop redis-server; rm -rf {DATA}/ballast {kept} && cp -a {DATA} {kept}")
+    shop.unmount("redis1", DATA)
+    shop.ssh("redis1", f"rm -rf {DATA}/* && cp -a {kept}/. {DATA}/ && rm -rf {kept} && systemctl start redis-server")
+    all_answer(shop)
+
+
+def fill(story: Story) -> None:
+    story.ssh("redis1", f"dd if=/dev/zero of={DATA}/ballast bs=64K status=none; true")
+
+
+def empty(story: Story) -> None:
+    story.ssh("redis1", f"rm {DATA}/ballast")
+
+
+def limit(story: Story) -> None:
+    story.redis("CONFIG", "SET", "maxmemory", "1mb")
+
+
+def lift(story: Story) -> None:
+    story.redis("CONFIG", "SET", "maxmemory", "0")
+
+
+@pytest.mark.usefixtures("small_disk")
+@pytest.mark.parametrize(
+    ("fault", "cause", "end", "says"),
+    [
+        ("its disk is full", fill, empty, ["The file system of /var/lib/redis is full"]),
+        ("its memory is full", limit, lift, ["maxmemory", "celery_redis_maxmemory"]),
+    ],
+    ids=["disk", "memory"],
+)
+def test_a_redis_that_takes_no_writes_costs_no_task(
+    shop: Story, fault: str, cause: Callable[[Story], None], end: Callable[[Story], None], says: list[str]
+) -> None:
+    load = shop.start("load", "--rate", "20", "--slow", "0.02")
+    try:
+        time.sleep(3)
+        before = mains(shop)
+        injected = time.time()
+        cause(shop)
+        seen = noticed(shop, injected)
+        refused = shop.play("redis_recover", expect=False)
+        assert all(words in " ".join(refused.text.split()) for words in says), refused.text[-2000:]
+        end(shop)
+        cured = all_begin(shop, time.time(), 30)
+        assert shop.play("redis_recover").stats["celeryops_redis_recover"]["state"] == "healthy"
+    finally:
+        load.stop()
+    ledger = shop.ledger("--wait", "60")
+    print(f"{fault}: {cured} s, twice {ledger['run_twice']}, lost {ledger['lost']}")
+    forget(shop)
+    assert ledger["lost"] == [] and mains(shop) == before
+    ROWS.append(Row(f"Redis: {fault}", "a person, as `redis_recover` says", seen, cured, ledger))
+
+
+def test_the_host_of_redis_reboots(shop: Story) -> None:
+    load = shop.start("load", "--rate", "20", "--slow", "0.02")
+    try:
+        time.sleep(2)
+        before = mains(shop)
+        shop.reboot("redis1")
+        answers = Answers(shop)
+        done = shop.play("redis_recover").stats["celeryops_redis_recover"]
+        assert done["restarted"] == {"worker1": [], "worker2": []}
+        cured = all_begin(shop, answers.since)
+    finally:
+        load.stop(60)
+    ledger = shop.ledger("--wait", "60")
+    forget(shop)
+    print(f"reboot: {cured} s, twice {ledger['run_twice']}")
+    assert ledger["lost"] == [] and cured < 10 and mains(shop) == before
+    ROWS.append(Row("the host of Redis reboots", "`redis_recover`", None, cured, ledger))
 
 
 def test_damage_in_the_midst_is_left_to_a_person(shop: Story) -> None:
@@ -242,10 +313,7 @@ def test_damage_in_the_midst_is_left_to_a_person(shop: Story) -> None:
     finally:
         shop.ssh("redis1", f"systemctl stop redis-server; rm -rf {DATA}/*; cp -a /var/lib/redis.kept/. {DATA}/")
         shop.ssh("redis1", "rm -rf /var/lib/redis.kept; systemctl start redis-server")
-        ping = "answer = sorted(node for reply in app.control.ping(timeout=2) for node in reply if 'beat' not in node)"
-        deadline = time.monotonic() + 40
-        while shop.celery(ping) != WORKERS and time.monotonic() < deadline:
-            time.sleep(0.5)
+        all_answer(shop)
 
 
 LEAKED = 9500  # the workers and the playbook need some of the 10,000 that Redis takes

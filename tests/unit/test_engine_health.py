@@ -270,6 +270,16 @@ def test_release_skew_silence_duplicates_strangers() -> None:
     assert "stray@x" in the(found, "workers_unexpected")[0].message
 
 
+def test_who_answers_and_consumes_nothing_is_named_unless_queues_are_paused() -> None:
+    facts = well()
+    answered = {**(facts.fleet or {})["answered"], NODE: {"queues": [], "release": "v1"}}
+    facts = dataclasses.replace(facts, fleet={**(facts.fleet or {}), "answered": answered})
+    (check,) = the(verdict(facts), "workers_without_queue")
+    assert (check.severity, check.value, check.subject) == ("warning", 1, NODE)
+    paused = dataclasses.replace(facts, paused={"default": {"text": "paused", "over": 0.0}})
+    assert the(verdict(paused), "workers_without_queue")[0].severity == "ok"
+
+
 @pytest.mark.parametrize(
     ("events", "success", "retry"),
     [

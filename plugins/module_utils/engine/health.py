@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Limit] = {
     "worker_count": Limit(1, 1, low_is_bad=True),
     "workers_missing": Limit(1, None),
     "workers_silent": Limit(1, None),
+    "workers_without_queue": Limit(1, None),
     "workers_duplicate": Limit(1, None),
     "workers_unexpected": Limit(1, None),
     "worker_memory": Limit(2048, 3072, "MiB"),
@@ -72,6 +73,7 @@ CURES: dict[str, str] = {
     "worker_count": "start",
     "workers_missing": "start",
     "workers_silent": "restart",
+    "workers_without_queue": "redis_recover",
     "workers_duplicate": "site",
     "workers_unexpected": "site",
     "worker_memory": "restart",
@@ -387,7 +389,10 @@ def _expected(facts: Facts) -> dict[str, str]:
 
 def _fleet(j: _Judge) -> None:
     fleet = j.facts.fleet
-    names = ("worker_count", "workers_missing", "workers_silent", "workers_duplicate", "workers_unexpected")
+    names = (
+        "worker_count", "workers_missing", "workers_silent", "workers_without_queue", "workers_duplicate",
+        "workers_unexpected",
+    )  # fmt: skip
     if fleet is None:
         for name in (*names, "release_skew"):
             j.unknown(name, "the fleet could not be asked")
@@ -406,6 +411,10 @@ def _fleet(j: _Judge) -> None:
         text = f"{silent} connected but silent (hung, or busy in a solo pool)"
         text += f"; of the expected ones {_names(missing)} did not answer" if missing else ""
     j.figure("workers_silent", silent, text, _names(missing) if silent else "")
+    # While queues are paused a worker may rightly consume none.
+    idle = [] if j.facts.paused else [node for node, reply in answered.items() if not reply.get("queues")]
+    text = f"answer and consume no queue: {_names(idle)}" if idle else "every worker consumes a queue"
+    j.figure("workers_without_queue", len(idle), text, _names(idle))
     duplicates = list(fleet.get("duplicates") or [])
     text = f"node names used twice: {_names(duplicates)}" if duplicates else "every node name is used once"
     j.figure("workers_duplicate", len(duplicates), text, _names(duplicates))

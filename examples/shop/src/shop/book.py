@@ -18,20 +18,22 @@ from redis.retry import Retry
 
 RUNS = "shop:ledger:runs"
 SENT = "shop:ledger:sent"
+AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ResponseError)
 
 
 @functools.lru_cache(maxsize=1)
 def _client(pid: int) -> redis.Redis:
     """One connection a process: a forked pool child must not share its parent's.
 
-    The shop outlasts a store that is away for half a minute; without that the task fails, and counts as lost.
+    The shop outlasts a store that is away, or takes no writes, for a minute; without that the task fails, and counts
+    as lost.
     """
     return redis.Redis.from_url(
         os.environ["SHOP_LEDGER_URL"],
         socket_timeout=10,
         socket_connect_timeout=10,
-        retry=Retry(ConstantBackoff(0.5), 60),
-        retry_on_error=[redis.exceptions.ConnectionError, redis.exceptions.TimeoutError],
+        retry=Retry(ConstantBackoff(0.5), 120, supported_errors=AWAY),
+        retry_on_error=list(AWAY),
     )
 
 

@@ -20,10 +20,18 @@ app.conf.update(
     result_backend=os.environ.get("CELERY_RESULT_BACKEND") or None,
     broker_transport_options={
         "visibility_timeout": 3600,
+        # Seconds; without them nobody notices that the host of Redis is gone without a word.
+        "socket_connect_timeout": 5,
+        "socket_timeout": 30,
+        "socket_keepalive": True,
         **json.loads(os.environ.get("CELERYOPS_TRANSPORT_OPTIONS") or "{}"),
         **({"global_keyprefix": key_prefix} if key_prefix else {}),
     },
     broker_connection_retry_on_startup=True,
+    # A chord whose part cannot write its result is never settled.
+    result_backend_always_retry=True,
+    redis_backend_health_check_interval=30,
+    redis_socket_keepalive=True,
     worker_prefetch_multiplier=1,
     task_ignore_result=True,
     result_extended=True,

@@ -1,0 +1,88 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Workers that die, that answer and consume nothing, and that do not reach Redis."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+from fleet.story import Background, Story
+from fleet_support import HOSTS
+from scorecard import ROWS, Row, all_begin, forget, mains, noticed, runs
+
+pytestmark = pytest.mark.ansible
+
+# Seconds of the cut network; 300 shows what outlasts every timeout, and takes five minutes.
+CUT = float(os.environ.get("GAME_DAY_CUT", "10"))
+
+
+@pytest.fixture
+def load(shop: Story) -> Iterator[Background]:
+    forget(shop)
+    program = shop.start("load", "--rate", "20", "--slow", "0.02")
+    time.sleep(2)
+    yield program
+    if program.running():
+        program.stop()
+    forget(shop)
+
+
+def test_all_workers_are_killed(shop: Story, load: Background) -> None:
+    before = mains(shop)
+    for host in HOSTS:
+        shop.ssh(host, "systemctl kill -s KILL 'celery-shop-worker@*'")
+    killed = time.time()
+    done = shop.play("queue_rescue")
+    cured = all_begin(shop, killed)
+    load.stop()
+    ledger = shop.ledger("--wait", "60")
+    begun = {row["id"] for row in runs(shop) if row["phase"] == "begin" and row["time"] < killed}
+    print(done.stats, ledger["lost"], ledger["run_twice"])
+    # Of each worker at most the one that it had acknowledged early, or just fetched.
+    assert len(ledger["lost"]) <= 4 and all(line.split()[0] in begun for line in ledger["run_twice"])
+    assert not set(before.values()) & set(mains(shop).values())
+    lost = "cut off, acknowledged early" if ledger["lost"] else ""
+    ROWS.append(Row("`kill -9` of every worker", "systemd, `queue_rescue`", None, cured, ledger, lost))
+
+
+def test_a_worker_answers_and_consumes_nothing(shop: Story, load: Background) -> None:
+    node = "shop-bulk-1@worker2"
+    before = mains(shop)
+    since = time.time()
+    code = f"answer = [app.control.cancel_consumer(queue, destination=[{node!r}], reply=True) for queue in %r]"
+    shop.celery(code % (["reports", "maintenance"],))
+    assert node in shop.celery("answer = [name for reply in app.control.ping(timeout=2) for name in reply]")
+    seen = noticed(shop, since, node)
+    began = time.time()
+    done = shop.play("redis_recover").stats["celeryops_redis_recover"]
+    assert done["restarted"] == {"worker1": [], "worker2": ["bulk-1"]} and done["state"] == "healthy"
+    cured = all_begin(shop, began)
+    load.stop()
+    ledger = shop.ledger("--wait", "60")
+    assert (ledger["lost"], ledger["run_twice"]) == ([], [])
+    after = mains(shop)
+    assert [name for name in before if before[name] != after[name]] == ["worker2 bulk-1"]
+    ROWS.append(Row("a worker answers and consumes nothing", "`redis_recover`", seen, cured, ledger))
+
+
+def test_the_network_is_cut(shop: Story, load: Background) -> None:
+    before = mains(shop)
+    for host in HOSTS:
+        shop.cut(host, "redis1")
+    try:
+        time.sleep(CUT)
+    finally:
+        for host in HOSTS:
+            shop.join(host, "redis1")
+        back = time.time()
+    cured = all_begin(shop, back, 60)
+    rescued = shop.play("queue_rescue").stats
+    load.stop()
+    ledger = shop.ledger("--wait", "60")
+    print(cured, rescued, ledger["run_twice"])
+    assert ledger["lost"] == [] and mains(shop) == before
+    ROWS.append(Row(f"network cut between workers and Redis, {CUT:.0f} s", "none needed", None, cured, ledger))
