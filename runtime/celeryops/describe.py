@@ -48,7 +48,48 @@ def describe(app: Any) -> dict[str, Any]:
         "acks_late": bool(conf.task_acks_late),
         "acks_late_tasks": sorted(name for name, task in app.tasks.items() if task.acks_late),
         "visibility_timeout": (conf.broker_transport_options or {}).get("visibility_timeout"),
+        "settings": _settings(conf, app.namespace),
     }
+
+
+# Harmless values: release.json can be read by everybody on the host.
+_TOLD = (
+    "accept_content",
+    "result_accept_content",
+    "task_serializer",
+    "result_serializer",
+    "broker_connection_retry",
+    "control_queue_durable",
+    "control_queue_exclusive",
+    "event_queue_durable",
+    "event_queue_exclusive",
+)
+
+
+def _settings(conf: Any, namespace: str | None) -> dict[str, Any]:
+    """The names of what is configured, as it is written there, and the values that an upgrade depends on."""
+    prefix = f"{namespace.rstrip('_')}_" if namespace else ""
+    names = {name for name in conf.table(with_defaults=False, censored=False) if isinstance(name, str)}
+    if prefix:
+        # Other names in capitals are the settings of something else.
+        names = {name[len(prefix) :].lower() if name.startswith(prefix) else name for name in names}
+        names = {name for name in names if name.islower()}
+    options = conf.broker_transport_options or {}
+    values = {name: conf.get(name) for name in _TOLD}
+    for name in ("accept_content", "result_accept_content"):
+        values[name] = None if values[name] is None else sorted(_content_type(kind) for kind in values[name])
+    for name in ("task_serializer", "result_serializer"):
+        values[name] = _content_type(values[name])
+    values["transport_options"] = sorted(options)
+    values["sentinel_fanout_compat"] = bool(options.get("sentinel_fanout_compat"))
+    values["visibility_timeout"] = options.get("visibility_timeout")
+    return {"names": sorted(names - {"deprecated_settings"}), "values": values}
+
+
+def _content_type(serializer: str) -> str:
+    from kombu.serialization import registry
+
+    return str(registry.name_to_type.get(serializer, serializer))
 
 
 def queue_of(app: Any, name: str, args: Any = (), kwargs: Any = None, options: Any = None) -> str:

@@ -368,6 +368,37 @@ def test_describe(tmp_path: Path) -> None:
     assert (found["release"], found["celery"], found["visibility_timeout"]) == ("v3", celery.__version__, 77)
     assert found["acks_late"] is False and found["acks_late_tasks"] == ["described.late"]
     assert found["queues"] == ["celery", "own", "slow"]
+    told = found["settings"]
+    assert {"task_routes", "beat_schedule", "broker_transport_options"} <= set(told["names"])
+    assert "task_serializer" not in told["names"] and told["values"]["task_serializer"] == "application/json"
+    assert told["values"]["transport_options"] == ["visibility_timeout"]
+
+
+NAMED = """
+class Settings:
+    TASK_SERIALIZER = "of something else"
+    CELERY_TASK_ACKS_LATE = True
+    CELERY_ACCEPT_CONTENT = {"pickle", "json"}
+    CELERY_BROKER_URL = "redis://:hidden@h/0"
+
+from celery import Celery
+app = Celery("named")
+app.config_from_object(Settings, namespace="CELERY")
+app.conf.worker_direct = True
+"""
+
+
+def test_describe_tells_settings_without_their_namespace_and_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "named.py").write_text(NAMED)
+    done = describe("-A", "named:app", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["settings"]
+    assert {"task_acks_late", "accept_content", "broker_url", "worker_direct"} <= set(told["names"])
+    assert "task_serializer" not in told["names"] and told["values"]["accept_content"] == [
+        "application/json",
+        "application/x-python-serialize",
+    ]
+    assert "hidden" not in done.stdout
 
 
 @pytest.mark.parametrize(
