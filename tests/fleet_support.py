@@ -11,13 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from fleet.story import SHOP, TOP, Story, wheelhouse
+from fleet.story import BIN, NICE, SHOP, TOP, Story, wheelhouse
+
+from support import wait_until
 
 HOSTS = ("worker1", "worker2")
+LOCK = "celeryops:lock:deploy:shop"
 # Nobody consumes this queue.
 IDLE = "parked"
 SEND = """
@@ -73,3 +79,58 @@ def waiting(story: Story, queue: str) -> list[str]:
         lines = [line for line in story.redis("LRANGE", key, "0", "-1").splitlines() if line]
         found += [json.loads(line)["headers"]["id"] for line in reversed(lines)]
     return found
+
+
+class Running:
+    """A playbook that is still running, so that something can happen to it."""
+
+    def __init__(self, story: Story, playbook: str, log: str, **variables: Any) -> None:
+        self.log = story.output / f"{log}.log"
+        command = [*NICE, str(BIN / "ansible-playbook"), f"celeryops.runbook.{playbook}", "-i", str(story.inventory)]
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(
+                [*command, "-e", json.dumps(variables)], cwd=TOP, env=story.ansible_environment(),
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def reached(self, pattern: str, timeout: float = 120) -> None:
+        wait_until(lambda: re.search(pattern, self.text) or self.process.poll() is not None, timeout, pattern)
+        assert self.process.poll() is None, self.text[-3000:]
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.kill()
+
+
+def processes(story: Story) -> dict[str, str]:
+    """Main process of every unit of the application; '0' for one that does not run."""
+    found = {}
+    for host in HOSTS:
+        shown = story.ssh(host, "systemctl show -p Id,MainPID 'celery-shop-*.service'")
+        for block in shown.split("\n\n"):
+            pairs = dict(line.split("=", 1) for line in block.splitlines())
+            if pairs["MainPID"] != "0":
+                found[f"{pairs['Id'].removesuffix('.service')}@{host}"] = pairs["MainPID"]
+    return found
+
+
+def releases(story: Story) -> dict[str, set[str]]:
+    """host -> releases in use there: what `current` names and what each process was started from."""
+    code = (
+        "basename $(readlink /srv/shop/current); "
+        "for pid in $(systemctl show -p MainPID --value 'celery-shop-*.service'); do "
+        "[ $pid = 0 ] || tr '\\0\\n' '  ' </proc/$pid/cmdline | sed 's|.*/releases/\\([^/]*\\)/venv/.*|\\1|'; echo; "
+        "done"
+    )
+    return {host: set(story.ssh(host, code).split()) for host in HOSTS}

@@ -24,6 +24,8 @@ OUTPUT = TOP / "tests" / "output"
 BIN = TOP / ".venv" / "bin"
 SHOP = TOP / "examples" / "shop"
 LEDGER_DB = 2
+# The Celery before that of the example's requirements, for an upgrade.
+OLDER = "celery[redis]>=5.6,<5.7\nkombu>=5.6,<5.7\n"
 # The controller shares the machine with the hosts it rolls; the hosts are what is measured.
 NICE = ("nice", "-n", "10")
 
@@ -56,8 +58,8 @@ class Play:
 
 
 def wheelhouse() -> Path:
-    """Wheels of the example's requirements and of the runtime package, made once for each state of them."""
-    stamp = hashlib.sha256((SHOP / "src" / "requirements.txt").read_bytes())
+    """Wheels of the example's requirements, of the older ones and of the runtime package, made once for each state."""
+    stamp = hashlib.sha256((SHOP / "src" / "requirements.txt").read_bytes() + OLDER.encode())
     for path in sorted([*(TOP / "runtime").rglob("*.py"), *(TOP / "plugins/module_utils/engine").glob("*.py")]):
         stamp.update(path.read_bytes())
     place = OUTPUT / "wheelhouse"
@@ -84,6 +86,7 @@ def wheelhouse() -> Path:
                 run(os.environ.get("PYTHON", "/usr/bin/python3"), "-m", "venv", pip)
             quiet = ("-q", "--disable-pip-version-check")
             run(pip / "bin" / "pip", "wheel", *quiet, "-w", made, "-r", SHOP / "src" / "requirements.txt")
+            run(pip / "bin" / "pip", "wheel", *quiet, "-w", made, *OLDER.split())
             # A copy: setuptools leaves build files beside the sources.
             shutil.copytree(TOP / "runtime", source / "runtime", ignore=shutil.ignore_patterns("build", "*.egg-info"))
             shutil.copytree(TOP / "plugins/module_utils/engine", source / "plugins/module_utils/engine")
@@ -233,7 +236,8 @@ class Story:
 
     # the shop
 
-    def make_release(self, release: str, bad: str | None = None) -> None:
+    def make_release(self, release: str, bad: str | None = None, requirements: str = "", settings: str = "") -> None:
+        """`requirements` in place of the example's; `settings` are lines of Python after those of the application."""
         target = self.releases / release
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -247,6 +251,11 @@ class Story:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise StoryError(f"make_release.py {release}: {done.stderr.strip()}")
+        if requirements:
+            (target / "requirements.txt").write_text(requirements)
+        if settings:
+            with (target / "shop" / "celery.py").open("a") as source:
+                source.write(f"\n{settings}\n")
 
     def ansible_environment(self) -> dict[str, str]:
         return {

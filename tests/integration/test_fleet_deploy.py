@@ -5,85 +5,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import re
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fleet.story import BIN, NICE, TOP, Background, Story
-from fleet_support import HOSTS
+from fleet.story import Background, Story
+from fleet_support import HOSTS, LOCK, Running, processes, releases
 
 from support import wait_until
 
 pytestmark = [pytest.mark.ansible, pytest.mark.timeout(900)]
 
 QUEUES = ("critical", "default", "email", "reports", "maintenance")
-LOCK = "celeryops:lock:deploy:shop"
 # Tasks a second: what is promised of a deploy and of the way back, and enough for the rest.
 RATE, FEWER = 110, 40
 # New before old: two hosts on two processors shared with the load have no capacity to spare.
 SURGE = {"celeryops_surge": "always"}
-
-
-class Running:
-    """A playbook that is still running, so that something can happen to it."""
-
-    def __init__(self, story: Story, playbook: str, log: str, **variables: Any) -> None:
-        self.log = story.output / f"{log}.log"
-        command = [*NICE, str(BIN / "ansible-playbook"), f"celeryops.runbook.{playbook}", "-i", str(story.inventory)]
-        with self.log.open("w") as out:
-            self.process = subprocess.Popen(
-                [*command, "-e", json.dumps(variables)], cwd=TOP, env=story.ansible_environment(),
-                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-
-    @property
-    def text(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def reached(self, pattern: str, timeout: float = 120) -> None:
-        wait_until(lambda: re.search(pattern, self.text) or self.process.poll() is not None, timeout, pattern)
-        assert self.process.poll() is None, self.text[-3000:]
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.kill()
-
-
-def processes(story: Story) -> dict[str, str]:
-    """Main process of every unit of the application; '0' for one that does not run."""
-    found = {}
-    for host in HOSTS:
-        shown = story.ssh(host, "systemctl show -p Id,MainPID 'celery-shop-*.service'")
-        for block in shown.split("\n\n"):
-            pairs = dict(line.split("=", 1) for line in block.splitlines())
-            if pairs["MainPID"] != "0":
-                found[f"{pairs['Id'].removesuffix('.service')}@{host}"] = pairs["MainPID"]
-    return found
-
-
-def releases(story: Story) -> dict[str, set[str]]:
-    """host -> releases in use there: what `current` names and what each process was started from."""
-    code = (
-        "basename $(readlink /srv/shop/current); "
-        "for pid in $(systemctl show -p MainPID --value 'celery-shop-*.service'); do "
-        "[ $pid = 0 ] || tr '\\0\\n' '  ' </proc/$pid/cmdline | sed 's|.*/releases/\\([^/]*\\)/venv/.*|\\1|'; echo; "
-        "done"
-    )
-    return {host: set(story.ssh(host, code).split()) for host in HOSTS}
 
 
 def consumers(story: Story) -> dict[str, list[str]]:
