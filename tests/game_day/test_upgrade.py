@@ -43,13 +43,12 @@ def older(shop: Story) -> Iterator[str]:
     ):
         assert words in refused.text
     assert (processes(shop), releases(shop)) == before and shop.redis("EXISTS", LOCK) == "0"
-    shop.play(
-        "rolling_deploy", celeryops_release="v56", celeryops_deploy_build=False, celeryops_serial=2, celeryops_surge="never"
-    )
+    quick = {"celeryops_serial": 2, "celeryops_surge": "never"}
+    shop.play("rolling_deploy", celeryops_release="v56", celeryops_deploy_build=False, **quick)
     assert set(versions(shop).values()) == {"5.6"}
     yield "v56"
     if releases(shop) != {host: {"v1"} for host in HOSTS}:
-        shop.play("rolling_deploy", celeryops_release="v1", celeryops_serial=2, celeryops_surge="never")
+        shop.play("rolling_deploy", celeryops_release="v1", **quick)
     for host in HOSTS:
         shop.ssh(host, "rm -rf /srv/shop/releases/v56")
 
@@ -59,8 +58,8 @@ def older(shop: Story) -> Iterator[str]:
     [
         (
             {"celeryops_staging_group": "nobody", "celeryops_soak": "long"},
-            "celeryops_staging_group: the inventory has no hosts in a group nobody; name the group of the hosts that lead, "
-            "or leave it out for the first worker host; celeryops_soak: long is no number of seconds",
+            "celeryops_staging_group: the inventory has no hosts in a group nobody; name the group of the hosts "
+            "that lead, or leave it out for the first worker host; celeryops_soak: long is no number of seconds",
         ),
         ({"celeryops_staging_group": "redis"}, "redis1 has no release of shop: install it with site"),
         ({"celeryops_worker_group": "nobody"}, "celeryops_worker_group: the inventory has no hosts in a group nobody"),
