@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from ._environment import release
@@ -29,6 +30,32 @@ def load_app(name: str) -> Any:
     app.loader.import_default_modules()
     app.finalize()
     return app
+
+
+def serve(title: str, work: Callable[[Any, Any], Any], *first: str) -> int:
+    """A program that is told its application by --app and its order as JSON on stdin, and answers with JSON.
+
+    `first`: modules that the application's tasks need before they are imported. The exit code is 1 when it does not
+    import.
+    """
+    parser = argparse.ArgumentParser(description=title)
+    parser.add_argument("-A", "--app", required=True, metavar="pkg.module:app")
+    options = parser.parse_args()
+    order = json.load(sys.stdin)
+    # What the application prints must not get into our answer.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        for name in first:
+            importlib.import_module(name)
+        app = load_app(options.app)
+    except BaseException as exc:  # an application may raise anything, SystemExit included
+        traceback.print_exc()
+        print(f"{options.app} cannot be imported: {type(exc).__name__}: {exc}", file=sys.stderr)
+        return 1
+    json.dump(work(app, order), answer, default=repr)
+    answer.flush()
+    return 0
 
 
 def describe(app: Any) -> dict[str, Any]:

@@ -9,16 +9,11 @@ What to run comes as JSON on stdin, {name, args, kwargs, task_id, dry}; how it e
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import json
-import os
 import sys
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from .describe import load_app
+from .describe import serve
 
 
 def run(app: Any, order: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,23 +33,8 @@ def run(app: Any, order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run one task of a Celery application in this process.")
-    parser.add_argument("-A", "--app", required=True, metavar="pkg.module:app")
-    options = parser.parse_args()
-    order = json.load(sys.stdin)
-    # What the application prints must not get into our answer.
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    try:
-        importlib.import_module("celeryops.signing")  # what the task sends is signed
-        app = load_app(options.app)
-    except BaseException as exc:  # an application may raise anything, SystemExit included
-        traceback.print_exc()
-        print(f"{options.app} cannot be imported: {type(exc).__name__}: {exc}", file=sys.stderr)
-        return 1
-    json.dump(run(app, order), answer, default=repr)
-    answer.flush()
-    return 0
+    # What the task sends is signed.
+    return serve("Run one task of a Celery application in this process.", run, "celeryops.signing")
 
 
 if __name__ == "__main__":

@@ -12,18 +12,14 @@ schedule can be read, else {error}. An entry that is not there: {known: [entries
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import shelve
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from .describe import load_app, queue_of
+from .describe import queue_of, serve
 
 
 def schedule(app: Any) -> dict[str, Any]:
@@ -87,30 +83,16 @@ def read(path: str) -> dict[str, Any]:
         return {"error": f"{type(exc).__name__}: {exc}"}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Look at the schedule of a Celery application, or send an entry now.")
-    parser.add_argument("-A", "--app", required=True, metavar="pkg.module:app")
-    options = parser.parse_args()
-    order = json.load(sys.stdin)
-    # What the application prints must not get into our answer.
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    try:
-        app = load_app(options.app)
-    except BaseException as exc:  # an application may raise anything, SystemExit included
-        traceback.print_exc()
-        print(f"{options.app} cannot be imported: {type(exc).__name__}: {exc}", file=sys.stderr)
-        return 1
-    done: dict[str, Any]
+def work(app: Any, order: dict[str, Any]) -> dict[str, Any]:
     if order["do"] == "send":
-        done = send(app, order["entry"])
-    elif order["do"] == "read":
-        done = read(order["path"])
-    else:
-        done = show(app, order.get("runs") or {})
-    json.dump(done, answer, default=repr)
-    answer.flush()
-    return 0
+        return send(app, order["entry"])
+    if order["do"] == "read":
+        return read(order["path"])
+    return show(app, order.get("runs") or {})
+
+
+def main() -> int:
+    return serve("Look at the schedule of a Celery application, or send an entry now.", work)
 
 
 if __name__ == "__main__":

@@ -203,9 +203,11 @@ def start_host(name: str, host: str, ip: str, image: str, addresses: dict[str, s
         if os.path.exists(path):
             volumes += ["-v", f"{path}:{path}:ro"]
     labels = {LABEL_CHECKOUT: CHECKOUT, LABEL_FLEET: name, "celeryops.host": host, "celeryops.ip": ip}
+    # A host that boots again is reached by the others at once, as a real one with its network card.
+    card = "02:42:" + ipaddress.ip_address(ip).packed.hex(":")
     podman(
         *("run", "-d", "--name", f"{prefix(name)}-{host}", "--hostname", host, "--systemd=always"),
-        *("--network", prefix(name), "--ip", ip),
+        *("--network", prefix(name), "--ip", ip, "--mac-address", card),
         *(arg for key, value in labels.items() for arg in ("--label", f"{key}={value}")),
         *(arg for other, other_ip in addresses.items() for arg in ("--add-host", f"{other}:{other_ip}")),
         *volumes,

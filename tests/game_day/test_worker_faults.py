@@ -37,7 +37,7 @@ def test_all_workers_are_killed(shop: Story, load: Background) -> None:
         shop.ssh(host, "systemctl kill -s KILL 'celery-shop-worker@*'")
     killed = time.time()
     done = shop.play("queue_rescue")
-    cured = all_begin(shop, killed)
+    cured = all_begin(shop, killed, 60)
     load.stop()
     ledger = shop.ledger("--wait", "60")
     begun = {row["id"] for row in runs(shop) if row["phase"] == "begin" and row["time"] < killed}
