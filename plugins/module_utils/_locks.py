@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ._module import CeleryModule, above_zero
-from .engine.connection import Broker, read_environment_file
+from .engine.connection import Broker, read_operator_file
 from .engine.control import Control
 from .engine.errors import PreconditionFailed
 from .engine.once import STATES, Choice, Locks, Store, ask_owners, look, open_stores, settings, store_broker
@@ -37,7 +37,7 @@ def find_locks(module: CeleryModule, most: int | None = None) -> Iterator[tuple[
     if scope and scope != "global" and not (scope.startswith(("user=", "tenant=")) and scope.partition("=")[2]):
         raise PreconditionFailed(f"scope: {scope!r} is none of global, user=ID and tenant=ID.")
     spec = module.broker_spec()
-    told = settings(read_environment_file(params["environment_file"]) if params["environment_file"] else {})
+    told = settings(read_operator_file(params["environment_file"]) if params["environment_file"] else {})
     redis_url, database = params["redis_url"] or told["redis"], params["database"] or told["database"]
     module.secrets = [*module.secrets, *(secret for secret in (redis_url, database) if secret)]
     choice = Choice(params["task"] or "", scope, params["states"], task_ids=params["task_ids"])

@@ -21,7 +21,7 @@ from .engine.connection import (
     Broker,
     BrokerSpec,
     import_app,
-    read_environment_file,
+    read_operator_file,
     scrub,
     scrub_data,
     secret_values,
@@ -103,7 +103,7 @@ class CeleryModule:
         backend = self.params["result_backend"] or spec.result_backend
         if not backend and self.params["app"]:
             file = self.params["environment_file"]
-            app = import_app(self.params["app"], self.params["app_dir"], read_environment_file(file) if file else None)
+            app = import_app(self.params["app"], self.params["app_dir"], read_operator_file(file) if file else None)
             backend = app.conf.result_backend or ""
         spec = dataclasses.replace(spec, result_backend=backend)
         self.secrets = [*self.secrets, *spec.secrets]

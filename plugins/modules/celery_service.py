@@ -222,7 +222,9 @@ class Service:
         started += time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
         paths = [os.path.join(self.config_dir, "secret.env"), properties.get("FragmentPath", "")]
         paths += properties.get("DropInPaths", "").split()
-        if not self.beat:
+        if self.beat:
+            paths.append(os.path.join(self.config_dir, "beat.env"))
+        else:
             paths.append(os.path.join(self.config_dir, f"worker-{self.instance(unit)}.env"))
         return any(os.path.getmtime(path) > started for path in paths if path and os.path.exists(path))
 

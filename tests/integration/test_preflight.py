@@ -55,8 +55,42 @@ def test_extra_args_of_a_pool(ansible: Ansible) -> None:
     assert 'list the modules in "include" of the application' in refused["msg"]
 
 
+def test_wrong_settings_of_redis(ansible: Ansible) -> None:
+    """All of them in one message, which holds no password."""
+    secret = "administrator-1"
+    users = [
+        {"name": "default", "role": "worker", "password": "worker-worker"},
+        {"name": "shop", "role": "producer", "password": "p!", "rules": ["everything", ">guess-me-not"]},
+        {"name": "shop", "role": "producer", "password": secret},
+    ]
+    variables = {
+        "celeryops_broker_url": f"redis://:{secret}@127.0.0.1/0",
+        "celery_redis_maxmemory": "much",
+        "celery_redis_extra": {"Maxmemory-Policy": "allkeys-lru", "requirepass": "guess-me-not"},
+        "celeryops_redis_users": users,
+    }
+    include = {"name": "celeryops.runbook.redis", "tasks_from": "preflight"}
+    (_included, _validated, refused) = ansible.play(
+        [{"ansible.builtin.include_role": include, "vars": variables}], expected=3
+    )
+    for words in (
+        "celery_redis_maxmemory is much",
+        "only noeviction will do",
+        "celery_redis_extra sets requirepass",
+        '"default" is no name for a user',
+        "two users are called shop",
+        "the password of shop is missing or shorter",
+        'shop has the rule "everything"',
+        "shop has the rule that is a password",
+        "no user of the role operator",
+        "a user has the password of the administrator",
+    ):
+        assert words in refused["msg"], words
+    assert refused["failed"] and secret not in refused["msg"] and "guess-me-not" not in refused["msg"]
+
+
 def test_a_quoted_password_of_the_url_opens_redis(ansible: Ansible, tmp_path: Path) -> None:
-    """The URL says it as kombu reads it, redis.conf plainly."""
+    """The URL says it as kombu reads it; Redis has its hash only."""
     password, port = 'a@b:c/d%2B e+f"g\\h', free_port()
     config = tmp_path / "celeryops.conf"
     url = f"redis://:{quote(password, safe='+')}@127.0.0.1:{port}/0"
@@ -64,6 +98,14 @@ def test_a_quoted_password_of_the_url_opens_redis(ansible: Ansible, tmp_path: Pa
     ansible.play(
         [
             {"ansible.builtin.include_vars": {"file": str(role / "defaults" / "main.yml")}},
+            {"ansible.builtin.set_fact": {"celery_redis_acl_file": str(tmp_path / "celeryops.acl")}},
+            {
+                "celeryops.runbook.redis_users": {
+                    "port": port, "path": "{{ celery_redis_acl_file }}", "password": "{{ celery_redis_password }}",
+                    "group": "root",
+                },
+                "vars": {"celeryops_broker_url": url},
+            },
             {
                 "ansible.builtin.template": {
                     "src": str(role / "templates" / "celeryops.conf.j2"), "dest": str(config), "mode": "0600"
@@ -78,6 +120,7 @@ def test_a_quoted_password_of_the_url_opens_redis(ansible: Ansible, tmp_path: Pa
         environment = {**os.environ, "REDISCLI_AUTH": secret}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.strip()
 
+    assert not any(password in made.read_text() for made in (config, tmp_path / "celeryops.acl"))
     with subprocess.Popen(["redis-server", str(config), "--dir", str(tmp_path)], stdout=subprocess.DEVNULL) as server:
         try:
             wait_until(lambda: answer(password) == "PONG", 10, "the password to be right")

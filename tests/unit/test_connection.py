@@ -12,6 +12,7 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connectio
     Broker,
     BrokerSpec,
     parse_environment,
+    read_environment_file,
     scrub,
     scrub_data,
     secret_values,
@@ -137,6 +138,22 @@ def test_the_url_wins_over_the_environment_file(tmp_path: Path) -> None:
     assert "inside" not in repr(spec)
     given = BrokerSpec.build(url="redis://x/0", environment_file=str(path), key_prefix="", transport_options={})
     assert (given.url, given.key_prefix, given.transport_options) == ("redis://x/0", "", {})
+
+
+def test_modules_connect_as_the_operator(tmp_path: Path) -> None:
+    """Where Redis has a user for them; the application's own environment stays as it is."""
+    path, own = tmp_path / "secret.env", tmp_path / "operator.env"
+    path.write_text(
+        "CELERY_BROKER_URL=redis://worker:inside@h/1\nCELERY_RESULT_BACKEND=db+sqlite://\nCELERYOPS_KEY_PREFIX=shop:\n"
+        f"CELERYOPS_OPERATOR_FILE={own}\n"
+    )
+    with pytest.raises(PreconditionFailed, match="cannot read"):
+        BrokerSpec.build(environment_file=str(path))
+    own.write_text("CELERY_BROKER_URL=redis://operator:hidden@h/1\n")
+    spec = BrokerSpec.build(environment_file=str(path))
+    assert (spec.url, spec.key_prefix, spec.result_backend) == ("redis://operator:hidden@h/1", "shop:", "db+sqlite://")
+    assert read_environment_file(str(path))["CELERY_BROKER_URL"] == "redis://worker:inside@h/1"
+    assert BrokerSpec.build(url="redis://x/0", environment_file=str(path)).url == "redis://x/0"
 
 
 @pytest.mark.parametrize(

@@ -73,16 +73,17 @@ class Server:
     password: str = field(default="", repr=False)
     timeout: float = 5.0
 
-    def ask(self, *command: str, timeout: float | None = None) -> str:
+    def ask(self, *command: str, timeout: float | None = None, hidden: bool = False) -> str:
+        """The answer. `hidden`: the command is no argument of a process either."""
         environment = {**os.environ, "REDISCLI_AUTH": self.password} if self.password else dict(os.environ)
         if not self.password:
             environment.pop("REDISCLI_AUTH", None)
         seconds = timeout or self.timeout
         try:
             done = subprocess.run(
-                ["redis-cli", "-p", str(self.port), "--no-auth-warning", *command],
-                capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL,
-                timeout=seconds, env=environment,
+                ["redis-cli", "-p", str(self.port), "--no-auth-warning", *(() if hidden else command)],
+                capture_output=True, text=True, errors="replace", check=False,
+                input=" ".join(command) + "\n" if hidden else "", timeout=seconds, env=environment,
             )  # fmt: skip
         except FileNotFoundError as exc:
             raise PreconditionFailed("redis-cli is missing on this host. Install redis-tools.") from exc

@@ -30,6 +30,7 @@ _QUERY_SECRET = re.compile(r"([?&][A-Za-z_]*(?:password|passwd|secret|token|api_
 _SECRET_NAME = re.compile(r"passw|passphrase|secret|token|api_?key|private_?key", re.IGNORECASE)
 _PIPELINE = re.compile(r"Command # \d+ \((.*?)\) of pipeline caused error: ", re.DOTALL)
 MASK = "***"
+OPERATOR_FILE = "CELERYOPS_OPERATOR_FILE"  # names a file that only root reads
 
 
 def scrub(text: object, *secrets: str) -> str:
@@ -134,6 +135,13 @@ def read_environment_file(path: str) -> dict[str, str]:
             f"environment_file: cannot read {path}: {reason}. Give the application's EnvironmentFile on this host and "
             f"run as a user who may read it (become)."
         ) from exc
+
+
+def read_operator_file(path: str) -> dict[str, str]:
+    """The same, with the operator's own user of the broker where there is one."""
+    values = read_environment_file(path)
+    own = values.get(OPERATOR_FILE)
+    return {**values, **read_environment_file(own)} if own else values
 
 
 def import_app(app: str, app_dir: str | None = None, environment: Mapping[str, str] | None = None) -> Any:
@@ -324,7 +332,7 @@ class BrokerSpec:
         where = "the environment"
         if environment_file:
             where = environment_file
-            values.update(read_environment_file(environment_file))
+            values.update(read_operator_file(environment_file))
         result_backend = values.get("CELERY_RESULT_BACKEND", "")
         control_exchange = "celery"
         if key_prefix is None:

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from . import signing
-from .connection import Broker, LinkedStore, import_app, read_environment_file, scrub
+from .connection import Broker, LinkedStore, import_app, read_operator_file, scrub
 from .control import Control, Replies
 from .errors import (
     CeleryOpsError,
@@ -53,7 +53,7 @@ class CanaryFailed(CeleryOpsError):
 
 def application(app: str, app_dir: str | None, environment_file: str | None) -> Any:
     """The imported application, with the environment it would have as a service."""
-    return import_app(app, app_dir, read_environment_file(environment_file) if environment_file else None)
+    return import_app(app, app_dir, read_operator_file(environment_file) if environment_file else None)
 
 
 def route(app: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

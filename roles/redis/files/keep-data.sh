@@ -3,7 +3,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # A Redis that has written snapshots only and is restarted with an append-only file starts empty. This makes the running
-# one write its data there first. From the environment: PASSWORD, the one of the new configuration.
+# one write its data there first. From the environment: PASSWORD, the one of the new configuration, and
+# PASSWORD_BEFORE.
 set -eu
 data=/var/lib/redis
 fail() { echo "$*" >&2; exit 1; }
@@ -17,7 +18,7 @@ start empty: start it as it was, without $1, and run again"
 fi
 port=$(tr '\0' ' ' <"/proc/$(systemctl show -P MainPID redis-server)/cmdline" | sed -n 's/^[^ ]* [^ ]*:\([0-9][0-9]*\).*/\1/p')
 cli() { REDISCLI_AUTH=$auth redis-cli -p "${port:-6379}" --no-auth-warning "$@"; }
-for auth in "" "$PASSWORD"; do
+for auth in "" "$PASSWORD" "${PASSWORD_BEFORE:-}"; do
     [ "$(cli PING 2>/dev/null)" != PONG ] || break
 done
 [ "$(cli PING 2>/dev/null)" = PONG ] ||
