@@ -34,7 +34,7 @@ _BIND = f"{_SCRIPT} sadd smembers zadd exists time"
 _WORK = (
     f"{_CONNECTION} {_TRANSACTION} {_SUBSCRIBE} {_SCRIPT}"
     " brpop rpop lpush rpush lpop llen lindex lrange ltrim lrem zadd zrem zrange zrevrange zrangebyscore"
-    " zrevrangebyscore zscore zcard zcount zremrangebyscore hset hget hdel hmget hgetall hincrby hlen hscan"
+    " zrevrangebyscore zscore zcard zcount zremrangebyscore hset hget hdel hexists hmget hgetall hincrby hlen hscan"
     " sadd srem smembers sismember scard get mget set setex getset del unlink incr incrby decr exists expire pexpire"
     " expireat ttl pttl type publish time"
 )
@@ -42,7 +42,7 @@ COMMANDS: Mapping[str, str] = {
     "worker": _WORK,
     "beat": (
         f"{_CONNECTION} {_TRANSACTION} {_SUBSCRIBE} {_BIND}"
-        " lpush publish srem del rpush brpop llen hset hget hgetall get set expire zrem zrangebyscore"
+        " lpush publish srem del rpush brpop llen hset hget hdel hexists hgetall get set expire pexpire zrem zrangebyscore"
     ),
     # Into queues it pushes and does nothing else with them: the rest has keys of its own, see rules().
     "producer": f"{_CONNECTION} {_TRANSACTION} lpush publish",
