@@ -268,7 +268,8 @@ def bring(module: AnsibleModule, server: Server) -> dict[str, Any]:
     listed = running.ask("ACL", "LIST") if running else ""
     # One without the file takes it at its restart.
     live = running is not None and running.ask("CONFIG", "GET", "aclfile").splitlines()[1:] == [path]
-    found = acl.known(acl.parse(text), acl.parse(listed))
+    written, had = acl.parse(text), acl.parse(listed)
+    found = acl.known(written, had)
     gentle = acl.plan(found, want, "prepare")
     plan = acl.plan(found, want, params["step"])
     waited: dict[str, list[str]] = {}
@@ -282,11 +283,14 @@ def bring(module: AnsibleModule, server: Server) -> dict[str, Any]:
         plan = gentle if waited else plan
     after = acl.text(plan.users)
     changed = after != text
+    before, shown = acl.readable(written, had), {user.name: user for user in plan.users}
     if not dry:
         if changed and running:
             prove(running, plan)
         if live and running:
-            changed = tell(running, server, plan, listed) or changed
+            has = tell(running, server, plan)
+            if has.keys() != had.keys() or not all(user.same(had[name]) for name, user in has.items()):
+                changed, before, shown = True, had, has
         if after != text:
             # Its time is that of the newest password: who is connected since before may have used another.
             keep = since if text and not acl.turned(found, plan.users) else None
@@ -307,7 +311,6 @@ def bring(module: AnsibleModule, server: Server) -> dict[str, Any]:
         for client in connections(Server(server.port, server.password, server.timeout)):
             count[client.user] = count.get(client.user, 0) + 1
     roles = {user["name"]: user["role"] for user in params["users"]}
-    before = sorted(found.values(), key=lambda user: user.name)
     return {
         "changed": changed,
         "users": {
@@ -324,22 +327,21 @@ def bring(module: AnsibleModule, server: Server) -> dict[str, Any]:
         "diff": {
             "before_header": path,
             "after_header": path,
-            "before": "".join(f"{user.describe()}\n" for user in before) if text else "",
-            "after": "".join(f"{user.describe()}\n" for user in sorted(plan.users, key=lambda user: user.name)),
+            "before": acl.describe(before),
+            "after": acl.describe(shown),
         },
     }
 
 
-def tell(running: Server, server: Server, plan: acl.Plan, listed: str) -> bool:
-    """Bring the Redis that runs to the plan, the administrator last. Whether that changed anything."""
+def tell(running: Server, server: Server, plan: acl.Plan) -> dict[str, acl.User]:
+    """Bring the Redis that runs to the plan, the administrator last. The users it has then, as it tells them."""
     for user in [*plan.users[1:], plan.users[0]]:
         running.ask("ACL", "SETUSER", user.name, "reset", *user.words, hidden=True)
     # From here on it may take the new password only.
     now = Server(server.port, server.password, server.timeout)
     for name in plan.gone:
         now.ask("ACL", "DELUSER", name)
-    before, after = acl.parse(listed), acl.parse(now.ask("ACL", "LIST"))
-    return before.keys() != after.keys() or not all(user.same(before[name]) for name, user in after.items())
+    return acl.parse(now.ask("ACL", "LIST"))
 
 
 def prove(running: Server, plan: acl.Plan) -> None:

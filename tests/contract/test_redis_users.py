@@ -22,6 +22,7 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine import ac
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import Broker, BrokerSpec
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.queues import RedisQueues
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.rescue import rescue
 from support import TESTS, Beat, RedisServer, Worker, wait_until, workers
 
 PRODUCER = """
@@ -142,7 +143,9 @@ def test_each_role_can_do_its_work(lab: Lab, tmp_path: Path) -> None:
             assert queues.depth(["celery", "second"])
             queues.unacked()
             queues.reply_keys(60)
+            assert rescue(queues, control).count == 0
             assert clients.listed(broker.redis) and clients.limit(broker.redis)
+            assert broker.redis.client_kill_filter(_id="999999999") == 0
             assert survey.broker_facts(broker)["maxmemory_policy"] == "noeviction"
             assert survey.queue_facts(broker, ["celery"]) and survey.beat_facts(broker, "lab")
             survey.unacked_facts(broker)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import socket
@@ -82,6 +83,11 @@ def with_worker(password: str) -> list[dict[str, Any]]:
     return [{**USERS[0], "password": password}, *USERS[1:]]
 
 
+def differ(told: dict[str, Any]) -> list[str]:
+    lines = difflib.ndiff(*(told["diff"][when].splitlines() for when in ("before", "after")))
+    return [line[0] + line[2:] for line in lines if line[0] in "-+"]
+
+
 @pytest.fixture
 def lab(ansible: Ansible, tmp_path: Path) -> Iterator[Lab]:
     made = Lab(ansible, tmp_path)
@@ -106,7 +112,9 @@ def test_a_password_is_rotated_in_steps(lab: Lab) -> None:
 
     # A worker is connected; its password is to change.
     with lab.connect("worker", OLD) as held:
-        both = lab.bring(with_worker(NEW))
+        plan, both = lab.bring(with_worker(NEW), check=True), lab.bring(with_worker(NEW))
+        for told in (plan, both):
+            assert differ(told) == ["-worker: 1 password", "+worker: 2 passwords"]
         assert both["left"] == {"worker": "password"} and both["users"]["worker"]["passwords"] == 2
         assert [lab.ask("worker", word, "PING") for word in (OLD, NEW)] == ["PONG", "PONG"]
         assert not lab.bring(with_worker(NEW))["changed"], "nothing is taken away by this step"
@@ -155,6 +163,7 @@ def test_what_was_done_by_hand_is_kept_until_the_end_and_healed(lab: Lab) -> Non
     lab.redis.cli("ACL", "SETUSER", "shop", "+flushall", "~*")
     healed = lab.bring()
     assert healed["changed"] and healed["left"] == {"guest": "user"}
+    assert len(differ(healed)) == 2 and "+flushall" in differ(healed)[0], "what was healed, and nothing else"
     assert "NOPERM" in lab.ask("shop", "shop-shop-shop", "FLUSHALL")
     lab.redis.stop()
     lab.redis.start()

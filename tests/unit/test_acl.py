@@ -96,3 +96,10 @@ def test_wrong_users_are_named_without_their_password(change: dict[str, Any], wo
     with pytest.raises(PreconditionFailed, match=words) as caught:
         acl.check([{**sound, **change}, {**sound, "name": "beat"}])
     assert "celeryops_redis_users" in caught.value.msg and "horse" not in caught.value.msg
+
+
+def test_a_person_reads_rules_as_they_were_written() -> None:
+    written, live = (parse(f"user worker on #{'a' * 64} {words}\n") for words in ("~* +get +mget", "~* +@read -ttl"))
+    told = acl.describe(acl.readable(written, live))
+    assert told == "worker: 1 password\nworker: ~* +get +mget\n"
+    assert acl.describe(acl.readable({}, live)) == "worker: 1 password\nworker: ~* +@read -ttl\n"

@@ -42,7 +42,8 @@ COMMANDS: Mapping[str, str] = {
     "worker": _WORK,
     "beat": (
         f"{_CONNECTION} {_TRANSACTION} {_SUBSCRIBE} {_BIND}"
-        " lpush publish srem del rpush brpop llen hset hget hdel hexists hgetall get set expire pexpire zrem zrangebyscore"
+        " lpush publish srem del rpush brpop llen hset hget hdel hexists hgetall get set expire pexpire zrem"
+        " zrangebyscore"
     ),
     # Into queues it pushes and does nothing else with them: the rest has keys of its own, see rules().
     "producer": f"{_CONNECTION} {_TRANSACTION} lpush publish",
@@ -110,7 +111,8 @@ class User:
     def describe(self) -> str:
         number = len(self.hashes)
         passwords = "no password" if not number else "1 password" if number == 1 else f"{number} passwords"
-        return " ".join([self.name, f"({passwords})", *(repr(rule)[1:-1] for rule in self.rules)])
+        rules = " ".join(repr(rule)[1:-1] for rule in self.rules)
+        return f"{self.name}: {passwords}\n{self.name}: {rules}\n"
 
 
 def rules(role: str, layout: Layout, *, keys: Sequence[str] = (), extra: Sequence[str] = ()) -> tuple[str, ...]:
@@ -213,6 +215,16 @@ def parse(text: str) -> dict[str, User]:
 def known(written: Mapping[str, User], live: Mapping[str, User]) -> dict[str, User]:
     """The users of the file and of the Redis that runs; where they differ the latter counts."""
     return {**written, **{name: user for name, user in live.items() if not user.same(written.get(name))}}
+
+
+def readable(written: Mapping[str, User], live: Mapping[str, User]) -> dict[str, User]:
+    """The same, but rules as they were written: Redis tells another set of words for them."""
+    found = known(written, live)
+    return {name: replace(user, rules=written.get(name, user).rules) for name, user in found.items()}
+
+
+def describe(users: Mapping[str, User]) -> str:
+    return "".join(users[name].describe() for name in sorted(users))
 
 
 @dataclass(frozen=True)
