@@ -65,7 +65,7 @@ def users_of_redis(shop: Story) -> Iterator[None]:
 @pytest.mark.usefixtures("users_of_redis")
 def test_rotated_under_load(shop: Story) -> None:
     shop.redis("ACL", "LOG", "RESET")
-    load = shop.start("load", "--rate", "60", "--slow", "0.02")
+    load = shop.start("load", "--rate", "100", "--slow", "0.02")
     try:
         # From one password for all to a user for each: the same playbook.
         first = play(shop, "redis_rotate_secret", generation=1)
