@@ -136,44 +136,77 @@ class RedisServer:
 class RabbitServer:
     """A RabbitMQ of our own on free ports, with an epmd of its own, all of it in a directory of ours."""
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, *, management: bool = False, config: str = "") -> None:
         self.port = free_port()
         self.directory = directory or OUTPUT / "rabbitmq" / str(self.port)
+        self.management = free_port() if management else 0
+        self.config = config
+        self.epmd = free_port()
+        self.dist = free_port()
         self.processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HOME": str(self.directory),
+            "ERL_EPMD_PORT": str(self.epmd),
+            "RABBITMQ_NODENAME": f"lab{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self.dist),
+            "RABBITMQ_MNESIA_BASE": str(self.directory / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.directory / "log"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "plugins"),
+            "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.directory / "none"),
+        }
 
     def start(self) -> RabbitServer:
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
-        epmd = free_port()
-        (self.directory / "plugins").write_text("[].\n")
-        environment = {
-            **os.environ,
-            "HOME": str(self.directory),
-            "ERL_EPMD_PORT": str(epmd),
-            "RABBITMQ_NODENAME": f"lab{self.port}@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self.port),
-            "RABBITMQ_DIST_PORT": str(free_port()),
-            "RABBITMQ_MNESIA_BASE": str(self.directory / "mnesia"),
-            "RABBITMQ_LOG_BASE": str(self.directory / "log"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "plugins"),
-            "RABBITMQ_CONFIG_FILE": str(self.directory / "none"),
-            "RABBITMQ_CONF_ENV_FILE": str(self.directory / "none"),
-        }
-        for command in (["epmd", "-port", str(epmd)], ["/usr/lib/rabbitmq/bin/rabbitmq-server"]):
-            self.processes.append(
-                subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                    start_new_session=True, env=environment, cwd=self.directory,
-                )
-            )  # fmt: skip
-        wait_until(self._listens, 60, "rabbitmq-server")
+        (self.directory / "plugins").write_text(f"[{'rabbitmq_management' if self.management else ''}].\n")
+        web = f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self.management}\n" if self.management else ""
+        (self.directory / "rabbitmq.conf").write_text(web + self.config)
+        self._spawn(["epmd", "-port", str(self.epmd)])
+        return self.run()
+
+    def _spawn(self, command: list[str]) -> None:
+        self.processes.append(
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True, env=self.environment, cwd=self.directory,
+            )
+        )  # fmt: skip
+
+    def run(self) -> RabbitServer:
+        """The broker itself, on what it has kept."""
+        self._spawn(["/usr/lib/rabbitmq/bin/rabbitmq-server"])
+        wait_until(self.listens, 60, "rabbitmq-server")
         return self
 
-    def _listens(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
+    def kill(self) -> None:
+        """SIGKILL, as a crash would have it; what it has kept stays."""
+        process = self.processes.pop()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_until(lambda: not self.listens(), 10, "the end of rabbitmq-server")
+
+    def ctl(self, *command: str) -> str:
+        """rabbitmqctl as whom the broker runs."""
+        done = subprocess.run(
+            ["/usr/lib/rabbitmq/bin/rabbitmqctl", *command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            env=self.environment, cwd=self.directory, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def listens(self) -> bool:
+        for port in filter(None, (self.port, self.management)):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                continue
+            return False
+        return True
 
     def stop(self) -> None:
         for process in reversed(self.processes):
@@ -191,6 +224,9 @@ class RabbitServer:
 
     def url(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.management}"
 
 
 class Worker:
@@ -347,9 +383,15 @@ def _in_celery(url: str, code: str, *arguments: Any) -> str:
         input=json.dumps(arguments),
         capture_output=True,
         text=True,
-        check=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url},
+        check=False,
+        env={
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "CELERY_BROKER_URL": url,
+            "CELERY_RESULT_BACKEND": "" if url.startswith("amqp") else url,
+        },
     )
+    assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 
 

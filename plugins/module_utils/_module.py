@@ -120,6 +120,9 @@ class CeleryModule:
         if virtualenv and not has_respawned():
             activate(virtualenv)
         for library in libraries:
+            # An application on RabbitMQ may have no redis; a Redis broker without it says so when it is opened.
+            if library == "redis" and importlib.util.find_spec("celery") is not None:
+                continue
             if importlib.util.find_spec(library) is None:
                 where = f"virtualenv {virtualenv}" if virtualenv else f"{sys.executable}, and virtualenv is not set"
                 raise PreconditionFailed(

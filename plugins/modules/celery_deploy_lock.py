@@ -10,7 +10,7 @@ module: celery_deploy_lock
 short_description: Let only one deploy of an application run at a time
 version_added: 0.1.0
 description:
-  - Takes, renews or gives back the deploy lock of an application, a record in its Redis broker.
+  - Takes, renews or gives back the deploy lock of an application, a record in its broker.
   - The lock ends by itself when it is not renewed within O(lease), so a dead controller blocks nobody for long.
 author:
   - celeryops contributors (@celeryops)
@@ -146,7 +146,7 @@ def deploy_lock(module: CeleryModule) -> dict[str, Any]:
     if params["lease"] < 1:
         raise PreconditionFailed(f"lease: must be at least 1 second, not {params['lease']}.")
     with module.broker() as broker:
-        locks = DeployLocks(broker, params["name"])
+        locks = DeployLocks.of(broker, params["name"])
         if params["state"] == "held":
             change = locks.hold(
                 owner=params["owner"],

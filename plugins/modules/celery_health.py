@@ -71,6 +71,11 @@ options:
     description: Seconds to wait for the answers of all workers.
     type: float
     default: 2.0
+  scope:
+    description: What to judge, the whole fleet or only the broker and its queues.
+    type: str
+    choices: [fleet, broker]
+    default: fleet
 extends_documentation_fragment:
   - celeryops.runbook.connection
   - celeryops.runbook.attributes.info
@@ -153,6 +158,10 @@ checks:
       description: The playbook of this collection that helps.
       type: str
       sample: scale
+broker:
+  description: V(redis) or V(amqp), which is RabbitMQ; empty where it does not answer.
+  returned: success
+  type: str
 fleet:
   description: The nodes that answered, with the queues they consume and their release.
   returned: success
@@ -191,6 +200,7 @@ from typing import Any
 
 from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import health, survey
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.deadletters import SUFFIX
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import CeleryOpsError, PreconditionFailed
 
 
@@ -200,18 +210,24 @@ def look(module: CeleryModule, facts: health.Facts) -> None:
     units = [unit for host in facts.hosts.values() for unit in host.get("units", []) if unit.get("kind") == "worker"]
     expected = sorted({unit["node"] for unit in units if unit.get("node") and unit.get("enabled")})
     with module.broker() as broker:
-        facts.broker = survey.broker_facts(broker)
+        names = {queue for unit in units if unit.get("enabled") for queue in unit.get("queues", [])}
+        names.update(params["queues"])
+        facts.broker = survey.broker_facts(broker, names)
         options = broker.spec.transport_options
         facts.visibility_timeout = float(params["visibility_timeout"] or options.get("visibility_timeout") or 3600)
         if broker.kind != "redis":
-            facts.events_reason = facts.queues_reason = "it is read from Redis only"
-            facts.fleet = survey.fleet_facts(broker, expected, params["timeout"])
+            facts.events_reason = facts.queues_reason = "on RabbitMQ it is not to be had"
+            if not facts.broker["blocked"]:  # or nothing can be asked
+                facts.fleet = survey.fleet_facts(broker, expected, params["timeout"])
+                names.update(*(node["queues"] for node in facts.fleet["answered"].values()))
+            told = facts.broker["queues"]
+            facts.queues = survey.rabbitmq_queues(facts.broker, names)
+            facts.dead = {name: row["ready"] for name, row in told.items() if name.endswith(SUFFIX) and row["ready"]}
             return
-        window = survey.EventWindow(broker) if params["window"] > 0 else None
+        window = survey.EventWindow(broker) if params["window"] > 0 and params["scope"] == "fleet" else None
         try:
             facts.fleet = survey.fleet_facts(broker, expected, params["timeout"])
-            names = {queue for unit in units if unit.get("enabled") for queue in unit.get("queues", [])}
-            names.update(params["queues"], *(node["queues"] for node in facts.fleet["answered"].values()))
+            names.update(*(node["queues"] for node in facts.fleet["answered"].values()))
             facts.queues = survey.queue_facts(broker, names)
             facts.dead = survey.dead_facts(broker)
             facts.unacked = survey.unacked_facts(broker)
@@ -257,11 +273,12 @@ def body(module: CeleryModule) -> dict[str, Any]:
             facts.events_reason = facts.queues_reason
         else:
             module.warn(f"the broker went away during the survey: {error.msg}")
-    verdict = health.judge(facts, thresholds)
+    verdict = health.judge(facts, thresholds, params["scope"])
     return {
         "changed": False,
         **verdict.as_dict(),
         "causes": verdict.causes,
+        "broker": str((facts.broker or {}).get("kind", "")),
         "fleet": dict((facts.fleet or {}).get("answered", {})),
         "queues": dict(facts.queues or {}),
         "dead": dict(facts.dead or {}),
@@ -288,6 +305,7 @@ def main() -> None:
             "window": {"type": "float", "default": 3.0},
             "window_minimum": {"type": "int", "default": 20},
             "timeout": {"type": "float", "default": 2.0},
+            "scope": {"type": "str", "choices": ["fleet", "broker"], "default": "fleet"},
         },
         supports_check_mode=True,
     )

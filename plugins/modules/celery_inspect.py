@@ -222,6 +222,10 @@ refused:
   returned: always
   type: list
   elements: str
+broker:
+  description: V(redis) or V(amqp), which is RabbitMQ.
+  returned: success
+  type: str
 paused:
   description:
     - The queues that are paused (M(celeryops.runbook.celery_queue_pause)) by name, with C(by), C(why), C(since),
@@ -418,7 +422,7 @@ def inspect(module: CeleryModule) -> dict[str, Any]:
                     node.replies[command] = without_arguments(node.replies[command])
     if conditions is not None:
         demand(waited, params["wait_timeout"])
-    result = {"changed": False, **fleet.as_dict(), **extra, "paused": paused}
+    result = {"changed": False, "broker": broker.kind, **fleet.as_dict(), **extra, "paused": paused}
     if params["fail_on_missing"]:
         demand_answers(fleet, result)
     return result

@@ -15,7 +15,9 @@ description:
   - Compares the tasks of a release with the task names that wait in the queues, are held by workers, lie in dead-letter
     queues and are in the release's schedule.
   - Looks whether the broker is fit and whether the fleet is complete.
-  - Fails with everything that speaks against the deploy. Never changes anything. For brokers on Redis.
+  - Fails with everything that speaks against the deploy. Never changes anything.
+  - On RabbitMQ nobody can look at a waiting message without taking it out. There the task names come from the schedule
+    and from what workers hold; if messages wait and the release lacks tasks of the running one, a warning says so.
 extends_documentation_fragment:
   - celeryops.runbook.connection
   - celeryops.runbook.attributes.info
@@ -126,9 +128,14 @@ class Gate:
         self.warnings: list[str] = []
         self.unknown: dict[str, list[str]] = {}
         self.waiting: dict[str, int] = {}
+        self.queues: dict[str, dict[str, Any]] = {}  # what RabbitMQ has
 
     def judge_broker(self) -> None:
-        facts = broker_facts(self.broker)
+        facts = broker_facts(self.broker, self.params["queues"])
+        if facts.get("alarms") or facts.get("blocked"):
+            raise PreconditionFailed("an alarm of RabbitMQ is on, so nothing can be published: see broker_check.")
+        self.problems += [f"quorum queue {text}: bring its nodes back" for text in facts.get("short") or ()]
+        self.queues = dict(facts.get("queues") or {})
         if facts.get("role", "master") != "master":
             self.problems.append(f"the broker is a {facts['role']}: give the address of the master")
         if facts.get("loading"):
@@ -140,10 +147,11 @@ class Gate:
     def judge_fleet(self) -> Fleet:
         expected = self.params["expected_nodes"]
         tolerated = set(self.params["tolerated_nodes"])
+        questions: list[tuple[str, dict[str, Any]]] = [("active_queues", {})]
+        if self.broker.kind != "redis":
+            questions += [(command, {}) for command in ("registered", "active", "reserved", "scheduled")]
         with Control(self.broker) as control:
-            fleet = observe(
-                control, [("active_queues", {})], expected=expected, timeout=self.params["timeout"], census=True
-            )
+            fleet = observe(control, questions, expected=expected, timeout=self.params["timeout"], census=True)
         missing = [name for name in expected if name not in fleet.in_state("answered")]
         # A tolerated node counts as stopped only where all that are connected have answered.
         excused = tolerated if not fleet.silent_count else set()
@@ -163,12 +171,25 @@ class Gate:
         if name and name not in tasks:
             self.unknown.setdefault(name, []).append(place)
 
-    def judge_release(self, release: dict[str, Any], fleet: Fleet) -> None:
-        tasks = set(release["tasks"])
+    def judge_held(self, fleet: Fleet, names: list[str], tasks: set[str]) -> None:
+        """RabbitMQ: the tasks that workers have, and what is known of those that wait."""
+        for node, seen in sorted(fleet.nodes.items()):
+            for command in ("active", "reserved", "scheduled"):
+                for row in seen.replies.get(command) or ():
+                    task = row.get("request") or row
+                    self.compare(str(task.get("name") or task.get("type") or ""), f"held by {node}", tasks)
+        self.waiting = {queue: self.queues[queue]["ready"] for queue in names if queue in self.queues}
+        told = [text for seen in fleet.nodes.values() for text in seen.replies.get("registered") or ()]
+        registered = {str(text).split(" ", 1)[0] for text in told}
+        lacking = sorted(name for name in registered - tasks if not name.startswith("celeryops."))
+        if lacking and any(self.waiting.values()):
+            self.warnings.append(
+                f"{sum(self.waiting.values())} messages wait in RabbitMQ, which nobody can look at, and the release "
+                f"lacks task {', '.join(lacking)}, which the fleet knows: those among them would become dead letters"
+            )
+
+    def judge_waiting(self, names: list[str], tasks: set[str]) -> None:
         queues = RedisQueues.of(self.broker)
-        scheduled = {entry["queue"] for entry in release["schedule"].values() if entry.get("queue")}
-        own = sorted({*self.params["queues"], *release["queues"], *scheduled})
-        names = [*own, *(f"{queue}.dead" for queue in own)]
         depths = queues.depth(names)
         for queue in names:
             if not depths[queue]["exists"]:
@@ -185,6 +206,16 @@ class Gate:
             if queue in names:
                 for task, count in counts.items():
                     self.compare(task, f"held by workers, from queue {queue} ({count})", tasks)
+
+    def judge_release(self, release: dict[str, Any], fleet: Fleet) -> None:
+        tasks = set(release["tasks"])
+        scheduled = {entry["queue"] for entry in release["schedule"].values() if entry.get("queue")}
+        own = sorted({*self.params["queues"], *release["queues"], *scheduled})
+        names = [*own, *(f"{queue}.dead" for queue in own)]
+        if self.broker.kind == "redis":
+            self.judge_waiting(names, tasks)
+        else:
+            self.judge_held(fleet, names, tasks)
         consumed = {queue for node in fleet.nodes.values() for queue in consumed_queues(node.replies)}
         consumed |= set(self.params["queues"])
         for entry, item in sorted(release["schedule"].items()):
@@ -204,8 +235,6 @@ def gate(module: CeleryModule) -> dict[str, Any]:
         raise PreconditionFailed("queues: must not be empty. Name the queues the pools consume.")
     release = read_release(params["release_file"]) if params["release_file"] else None
     with module.broker() as broker:
-        if broker.kind != "redis":
-            raise PreconditionFailed("broker_url: the gate looks into the queues of a Redis broker only.")
         judged = Gate(broker, params)
         judged.judge_broker()
         fleet = judged.judge_fleet()

@@ -308,6 +308,7 @@ class BrokerSpec:
     result_backend: str = field(default="", repr=False)
     control_exchange: str = "celery"
     signing_file: str = ""  # keys that sign what is sent
+    management_url: str = field(default="", repr=False)  # RabbitMQ's management API
 
     @classmethod
     def build(
@@ -367,6 +368,7 @@ class BrokerSpec:
             result_backend=result_backend,
             control_exchange=control_exchange,
             signing_file=values.get("CELERYOPS_SIGNING_FILE", ""),
+            management_url=values.get("CELERYOPS_MANAGEMENT_URL", ""),
         )
         spec.check()
         return spec
@@ -379,13 +381,14 @@ class BrokerSpec:
     def secrets(self) -> list[str]:
         """Every secret string in here, for masking: URLs that hold one, passwords, and those in transport options."""
         found = secret_values(self.transport_options)
-        for url in (self.url, self.result_backend):
+        for url in (self.url, self.result_backend, self.management_url):
             if scrub(url) != url:
                 found.append(url)
         for endpoint in self.endpoints:
             found += [endpoint.password or "", *secret_values(endpoint.query)]
-        with contextlib.suppress(ValueError):
-            found.append(unquote(urlsplit(self.result_backend).password or ""))
+        for url in (self.result_backend, self.management_url):
+            with contextlib.suppress(ValueError):
+                found.append(unquote(urlsplit(url).password or ""))
         return [item for item in dict.fromkeys(found) if item]
 
     @property
@@ -633,6 +636,18 @@ class Broker:
             hint = "gives no password" if missing else "gives a user or password the broker refuses"
             return AuthenticationFailed(
                 f"{where}: authentication failed: broker_url {hint}. Correct the credentials. ({text})"
+            )
+        if "NotAllowed" in names and "connection limit" in low:
+            return ConnectionFailed(
+                f"{where}: RabbitMQ takes no more connections of this user or virtual host: {text}. End those that are "
+                f"not needed (rabbitmqctl list_connections), or raise the limit (rabbitmqctl set_vhost_limits, "
+                f"set_user_limits).",
+                cause="connection_limit",
+            )
+        if "NotAllowed" in names and "vhost" in low:
+            return ConnectionFailed(
+                f"{where}: {text}. Correct the virtual host at the end of broker_url, or give the user rights to it "
+                f"(rabbitmqctl set_permissions)."
             )
         if "NoPermissionError" in names or low.startswith("noperm"):
             return AuthenticationFailed(

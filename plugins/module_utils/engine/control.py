@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .connection import Broker
-from .errors import CeleryOpsError
+from .errors import CeleryOpsError, ConnectionFailed
 
 BEAT_PREFIX = "celerybeat@"
 BATCH = 1000
@@ -441,6 +441,10 @@ class Control:
             queue = mailbox.reply_queue(channel)
             queue.declare()
 
+            # A publisher that RabbitMQ has blocked is not even heard when it says goodbye.
+            blocked: list[str] = []
+            connection.connection.on_blocked = blocked.append
+
             def on_message(message: Any) -> None:
                 content_type = message.content_type
                 body = message.decode() if content_type == "application/json" else None
@@ -461,6 +465,13 @@ class Control:
                             producer=producer,
                         )
                     while not collector.done:
+                        if blocked:
+                            connection.connection.collect()
+                            raise ConnectionFailed(
+                                f"{self.broker.spec.address}: a memory or disk alarm of RabbitMQ is on, whoever "
+                                f"publishes has to wait, remote control too. broker_recover says what cures it.",
+                                cause="blocked",
+                            )
                         remaining = deadline - time.monotonic()
                         if remaining <= 0:
                             break

@@ -63,6 +63,10 @@ DEFAULTS: dict[str, Limit] = {
     "units_inactive": Limit(1, None),
     "unit_restarts": Limit(3, 10),
     "hosts_unreachable": Limit(1, None),
+    "broker_alarms": Limit(None, 0),
+    "broker_nodes": Limit(None, 0),
+    "broker_quorum": Limit(1, None, "queues"),
+    "broker_disk": Limit(50, 95, "%"),
     "broker_memory": Limit(80, 95, "%"),
     "broker_clients": Limit(80, 95, "%"),
     "broker_rejected": Limit(1, None, "connections"),
@@ -97,6 +101,10 @@ CURES: dict[str, str] = {
     "unit_restarts": "rollback",
     "hosts_unreachable": "",
     "broker_reachable": "site",
+    "broker_alarms": "broker_recover",
+    "broker_nodes": "broker_recover",
+    "broker_quorum": "broker_recover",
+    "broker_disk": "",
     "broker_memory": "site",
     "broker_clients": "site",
     "broker_rejected": "site",
@@ -105,6 +113,10 @@ CURES: dict[str, str] = {
     "broker_persistence": "site",
     "broker_role": "site",
 }
+
+
+# Checks that only RabbitMQ has.
+RABBITMQ = frozenset({"broker_alarms", "broker_nodes", "broker_quorum", "broker_disk"})
 
 
 class BadThreshold(ValueError):
@@ -275,9 +287,10 @@ class _Judge:
             self.add(name, OK, "", worst, fine, limit)
 
 
-def judge(facts: Facts, thresholds: Thresholds) -> Verdict:
+def judge(facts: Facts, thresholds: Thresholds, scope: str = "fleet") -> Verdict:
+    """Of the whole fleet, or of the broker and its queues alone."""
     judging = _Judge(facts, thresholds)
-    for part in (_hosts, _broker, _fleet, _queues, _dead, _unacked, _memory, _beat, _units, _tasks):
+    for part in _PARTS if scope == "fleet" else (_broker, _queues, _dead, _unacked):
         part(judging)
     worst = max((_RANK[check.severity] for check in judging.checks), default=_RANK[OK])
     name = {_RANK[CRITICAL]: "critical", _RANK[WARNING]: "warning"}.get(worst, "healthy")
@@ -306,8 +319,7 @@ def _broker(j: _Judge) -> None:
             j.unknown(name, "the broker does not answer")
         return
     if broker.get("kind") != "redis":
-        j.add("broker_reachable", OK, "", None, "the broker answers")
-        j.unknown("broker_memory", "it is read from Redis only")
+        _rabbitmq(j, broker)
         return
     if broker.get("loading"):
         j.add("broker_reachable", CRITICAL, "", None, "Redis is still loading its data and refuses commands")
@@ -339,6 +351,44 @@ def _broker(j: _Judge) -> None:
         j.unknown("broker_clients", "Redis does not tell maxclients")
     rejected = int(broker.get("rejected_connections", 0))
     j.figure("broker_rejected", rejected, f"{rejected} connections were rejected since Redis started (maxclients)")
+
+
+def _rabbitmq(j: _Judge, broker: Mapping[str, Any]) -> None:
+    j.add("broker_reachable", OK, "", None, "RabbitMQ answers")
+    alarms = [f"{alarm['resource']} alarm on {alarm['node']}" for alarm in broker.get("alarms") or ()]
+    if broker.get("blocked") and not alarms:
+        alarms = ["an alarm is on"]
+    text = f"{_names(alarms)}: whoever publishes has to wait" if alarms else "no alarm, publishers are served"
+    j.figure("broker_alarms", len(alarms), text)
+    short = list(broker.get("short") or ())
+    text = f"queues that have lost members: {_names(short)}" if short else "every quorum queue has its members"
+    j.figure("broker_quorum", len(short), text)
+    nodes: Mapping[str, Mapping[str, Any]] | None = broker.get("nodes")
+    if nodes is None:
+        reason = str(
+            broker.get("unseen") or "the user has not the tag monitoring, so RabbitMQ tells nothing of its nodes"
+        )
+        for name in ("broker_nodes", "broker_memory", "broker_disk", "broker_clients"):
+            j.unknown(name, reason)
+        return
+    bad = [f"{name} does not run" for name, node in nodes.items() if not node["running"]]
+    bad += [
+        f"{name} is cut off from {_names(node['partitions'])}" for name, node in nodes.items() if node["partitions"]
+    ]
+    j.figure("broker_nodes", len(bad), "; ".join(bad) or f"all {len(nodes)} nodes run", _names(bad))
+    figures = (
+        ("broker_memory", "mem_used", "mem_limit", "of the memory it may use"),
+        ("broker_disk", "disk_free_limit", "disk_free", "of its free disk space are the least it needs"),
+        ("broker_clients", "sockets_used", "sockets_total", "of its connections in use"),
+    )
+    for check, part, whole, what in figures:
+        limit = j.thresholds.of(check)
+        shares = {name: round(100 * node[part] / node[whole], 1) for name, node in nodes.items() if node.get(whole)}
+        j.figures(
+            check,
+            ((name, share, limit, f"{name}: {share:g} % {what}") for name, share in shares.items()),
+            f"at most {max(shares.values(), default=0):g} % {what}",
+        )
 
 
 def _broker_memory(j: _Judge, broker: Mapping[str, Any]) -> None:
@@ -466,7 +516,10 @@ def _queues(j: _Judge) -> None:
     )
     aged = {name: q["oldest_age"] for name, q in queues.items() if q.get("oldest_age") is not None}
     unstamped = [name for name, q in queues.items() if q["depth"] and q.get("oldest_age") is None]
-    if aged or not unstamped:
+    if unstamped and (j.facts.broker or {}).get("kind") != "redis":
+        j.unknown("queue_latency", "in RabbitMQ nobody can look at a message without taking it out of its queue")
+        unstamped = []
+    elif aged or not unstamped:
         j.figures(
             "queue_latency",
             (
@@ -486,7 +539,11 @@ def _queues(j: _Judge) -> None:
         j.unknown("queue_consumers", "the fleet could not be asked")
         return
     answered: Mapping[str, Any] = j.facts.fleet.get("answered", {})
-    consumers = {name: sum(name in reply.get("queues", ()) for reply in answered.values()) for name in queues}
+    # RabbitMQ counts them itself, and others than workers may consume there.
+    consumers = {
+        name: q.get("consumers", sum(name in reply.get("queues", ()) for reply in answered.values()))
+        for name, q in queues.items()
+    }
     j.figures(
         "queue_consumers",
         (
@@ -679,3 +736,6 @@ def _tasks(j: _Judge) -> None:
         ),
         f"the longest running task is {slowest} ({longest[slowest]:.1f} s)" if slowest else "no task is running",
     )
+
+
+_PARTS = (_hosts, _broker, _fleet, _queues, _dead, _unacked, _memory, _beat, _units, _tasks)

@@ -2,15 +2,19 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Records in Redis that modules share. The canary's answers are defined in tasks."""
+"""Records in the broker that modules share. The canary's answers are defined in tasks."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from typing import Any
 
 from .connection import Broker
 from .errors import LockHeld, PreconditionFailed, UnknownLayout
@@ -125,6 +129,10 @@ class DeployLocks:
         self.broker = broker
         self.key = deploy_lock_key(broker.key_prefix, name)
 
+    @classmethod
+    def of(cls, broker: Broker, name: str) -> DeployLocks:
+        return cls(broker, name) if broker.kind == "redis" else AmqpDeployLocks(broker, name)
+
     def now(self) -> float:
         seconds, micros = self.broker.redis.time()
         return float(seconds) + float(micros) / 1e6
@@ -174,3 +182,72 @@ class DeployLocks:
                 raise held_error(view, self.now(), "takeover_token")
             if dry or self._swap(view, b"", 0):
                 return LockChange(True, held, None, 0.0)
+
+
+class AmqpDeployLocks(DeployLocks):
+    """The same on RabbitMQ: the one message of a queue, which expires with the lease.
+
+    Who looks or writes holds an exclusive queue meanwhile. It ends with the connection, so nobody can leave it behind.
+    """
+
+    WAIT = 15.0
+
+    def now(self) -> float:
+        return time.time()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[Any]:
+        """A channel with transactions, while nobody else has one here."""
+        from amqp.exceptions import ResourceLocked
+
+        deadline = time.monotonic() + self.WAIT
+        classic = {"x-queue-type": "classic"}  # whatever the virtual host's default is
+        with self.broker.guard(), self.broker.celery_app.connection_for_write() as connection:
+            # A channel has transactions or confirms, not both.
+            connection.transport_options = {**(connection.transport_options or {}), "confirm_publish": False}
+            while True:
+                channel = connection.channel()
+                try:
+                    channel.queue_declare(f"{self.key}:mutex", exclusive=True, auto_delete=True, arguments=classic)
+                    break
+                except ResourceLocked:  # and the broker has closed the channel
+                    if time.monotonic() > deadline:
+                        raise LockHeld(
+                            f"{self.key}: another process has been at the deploy lock for {self.WAIT:g} s. Run again."
+                        ) from None
+                    time.sleep(0.1)
+            channel.queue_declare(self.key, durable=True, auto_delete=False, arguments=classic)
+            channel.tx_select()
+            yield channel
+
+    def _read(self, channel: Any) -> tuple[LockView, Any]:
+        found = channel.basic_get(self.key, no_ack=False)
+        if found is None:
+            return LockView(b"", None, 0.0), None
+        message = channel.message_to_python(found)
+        raw = message.body if isinstance(message.body, bytes) else str(message.body).encode()
+        left = float((message.headers or {}).get("ends", 0)) - self.now()
+        return LockView(raw, parse_lock(raw, self.key), max(0.0, left)), message
+
+    def view(self) -> LockView:
+        with self._alone() as channel:
+            return self._read(channel)[0]  # it goes back with the connection
+
+    def _swap(self, view: LockView, new: bytes, lease: float) -> bool:
+        with self._alone() as channel:
+            now, message = self._read(channel)
+            if now.raw != view.raw:
+                return False
+            if message is not None:
+                channel.basic_ack(message.delivery_tag)
+            if new:
+                text = channel.prepare_message(
+                    new.decode(),
+                    content_type="application/json",
+                    content_encoding="utf-8",
+                    headers={"ends": str(self.now() + lease)},
+                    properties={"delivery_mode": 2, "expiration": str(int(lease * 1000))},
+                )
+                channel.basic_publish(text, exchange="", routing_key=self.key)
+            channel.tx_commit()
+            return True

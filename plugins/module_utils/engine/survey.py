@@ -10,9 +10,10 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from . import heartbeat, pauses, schedule
+from . import heartbeat, pauses, rabbitmq, schedule
 from .connection import Broker
 from .control import Control, Request, is_beat
 from .deadletters import SUFFIX, DeadLetters
@@ -25,11 +26,12 @@ _INFO = (
 )
 
 
-def broker_facts(broker: Broker) -> dict[str, Any]:
-    """What INFO tells, and the snapshot rule where CONFIG may be read."""
+def broker_facts(broker: Broker, queues: Iterable[str] = ()) -> dict[str, Any]:
+    """What INFO tells, and the snapshot rule where CONFIG may be read. RabbitMQ: all that it tells, its queues too;
+    `queues` are those to ask for where it has no management API."""
     if broker.kind != "redis":
-        broker.celery_app.connection_for_read().ensure_connection(max_retries=0, timeout=broker.spec.connect_timeout)
-        return {"kind": broker.kind}
+        seen = rabbitmq.look(broker, queues)
+        return {"kind": broker.kind, **asdict(seen), "short": rabbitmq.short(seen)}
     from redis.exceptions import ResponseError
 
     with broker.guard():
@@ -160,6 +162,16 @@ def queue_facts(broker: Broker, names: Iterable[str]) -> dict[str, dict[str, Any
     return {
         queue: {"depth": found["depth"], "oldest_age": (oldest.get(queue) or {}).get("age")}
         for queue, found in depths.items()
+    }
+
+
+def rabbitmq_queues(facts: Mapping[str, Any], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The same of what RabbitMQ has told."""
+    wanted = set(names)
+    return {
+        name: {"depth": row["ready"], "oldest_age": None, "consumers": row["consumers"] or 0}
+        for name, row in facts["queues"].items()
+        if not name.endswith(SUFFIX) and (row["ready"] or name in wanted)
     }
 
 
