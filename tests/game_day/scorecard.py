@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fleet.story import Story
+from fleet.story import LEDGER_DB, Story
 from fleet_support import HOSTS
 
 from support import wait_until
@@ -56,14 +56,14 @@ def noticed(story: Story, since: float, *words: str) -> float:
     return play.ended - since
 
 
-def runs(story: Story) -> list[dict[str, Any]]:
-    return list(map(json.loads, story.redis("LRANGE", "shop:ledger:runs", "0", "-1", db=2).splitlines()))
+def runs(story: Story, db: int = LEDGER_DB) -> list[dict[str, Any]]:
+    return list(map(json.loads, story.redis("LRANGE", "shop:ledger:runs", "0", "-1", db=db).splitlines()))
 
 
-def first_begun(story: Story, since: float) -> dict[str, float]:
+def first_begun(story: Story, since: float, db: int = LEDGER_DB) -> dict[str, float]:
     """Seconds after `since` in which each worker began its first task."""
     found: dict[str, float] = {}
-    for row in runs(story):
+    for row in runs(story, db):
         if row["phase"] == "begin" and row["time"] >= since:
             found.setdefault(row["node"], round(row["time"] - since, 2))
     return found
@@ -88,4 +88,4 @@ def mains(story: Story) -> dict[str, str]:
 
 
 def forget(story: Story) -> None:
-    story.redis("DEL", "shop:ledger:sent", "shop:ledger:runs", db=2)
+    story.redis("DEL", "shop:ledger:sent", "shop:ledger:runs", db=LEDGER_DB)

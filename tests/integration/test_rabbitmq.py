@@ -229,14 +229,14 @@ def test_gate(play: Any, rabbit: RabbitServer, live: Any, tmp_path: Path) -> Non
 def test_quorum_queue_grows_and_drains(play: Any, rabbit: RabbitServer, notes: RedisServer) -> None:
     """Prefetch is per consumer on a quorum queue. A pool that grows gets more all the same; a drain loses nothing."""
     name = "lab-drain-1@lab"
-    with worker(rabbit, name, "safe", notes) as one:
+    with worker(rabbit, name, "slow", notes) as one:
 
         def running() -> int:
             (told,) = play(("celery_inspect", {"commands": ["active"], "destination": [name]}))
             return len(told["nodes"][name]["replies"]["active"])
 
         count = 40
-        send(rabbit, "lab.late", count, "safe", 2.0)
+        send(rabbit, "lab.late", count, "slow", 2.0)
         assert running() == 2
         grown, again = play(*[("celery_control", {"destination": [name], "pool_size": 4})] * 2)
         assert grown["after"][name]["pool_size"] == 4 and not again["changed"]
@@ -253,12 +253,12 @@ def test_quorum_queue_grows_and_drains(play: Any, rabbit: RabbitServer, notes: R
         ended = one.log.read_text().count("] succeeded in")
 
         def seen() -> dict[str, Any]:
-            return dict(play(("rabbitmq_info", {"queues": ["safe"]}))[0]["queues"]["safe"])
+            return dict(play(("rabbitmq_info", {"queues": ["slow"]}))[0]["queues"]["slow"])
 
         # RabbitMQ counts what is with workers every five seconds only.
         row = wait_until(lambda: (now := seen())["unacked"] == 0 and now, 20, "nothing is held")
         assert ended + row["ready"] == count and row["ready"] > 0
-    rabbit.ctl("purge_queue", "safe")
+    rabbit.ctl("purge_queue", "slow")
 
 
 def test_broker_killed(play: Any, rabbit: RabbitServer, notes: RedisServer) -> None:

@@ -33,7 +33,8 @@ class Unit:
 
     @classmethod
     def of(cls, name: str, shown: Mapping[str, str], frozen: tuple[int, ...]) -> Unit:
-        return cls(name, *(shown.get(key, "") for key in SHOWN), frozen=frozen)
+        load, active, sub, result = (shown.get(key, "") for key in SHOWN)
+        return cls(name, load, active, sub, result, frozen)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,214 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The shop on RabbitMQ: a second application on worker2, its broker beside Redis on redis1."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet.story import Play, Story
+from scorecard import first_begun
+
+from support import wait_until
+
+pytestmark = pytest.mark.ansible
+
+LEDGER, RESULTS = 3, 4
+CONFIRMS = {"confirm_publish": True}  # what the producer counts has been taken
+WORKERS = [f"shopmq-{instance}@worker2" for instance in ("bulk-1", "fast-1")]
+SERVER = "rabbitmq-server.service"
+OVERRIDES = f"/run/systemd/system/{SERVER}.d"
+
+
+class Rabbit(Story):
+    """The same fleet seen from the application shopmq."""
+
+    def __init__(self, shop: Story) -> None:
+        self.__dict__.update(shop.__dict__)
+        self.secret = secrets.token_hex(8)
+        self.broker = f"amqp://shop:{self.secret}@{self.address}:5672//"
+        self.groups, self.values = (self.fleet / f"rabbitmq-{name}.json" for name in ("groups", "values"))
+
+    def install(self) -> None:
+        user = [f"default_user = shop\ndefault_pass = {self.secret}", "default_user_tags.monitoring = true"]
+        files = {
+            "/etc/rabbitmq/enabled_plugins": "[rabbitmq_management].",
+            "/etc/rabbitmq/rabbitmq.conf": "\n".join(user),
+            # Systemd shall not be faster than the operator.
+            f"{OVERRIDES}/test.conf": "[Service]\nRestart=no",
+        }
+        write = "".join(f"printf '%s\\n' '{text}' >{path}; " for path, text in files.items())
+        self.ssh(
+            "redis1",
+            f"set -e; mkdir -p /etc/rabbitmq {OVERRIDES}; {write}"
+            "apt-get -qq install -y --no-install-recommends rabbitmq-server >/dev/null 2>&1",
+        )
+        hosts = {"mq_workers": "worker2", "mq_beat": "worker2", "rabbitmq": "redis1"}
+        values = {
+            "celeryops_app_name": "shopmq",
+            "celeryops_worker_group": "mq_workers",
+            "celeryops_beat_group": "mq_beat",
+            "celeryops_redis_group": "none",
+            "celeryops_broker_url": self.broker,
+            "celeryops_result_backend": self.url(self.address, RESULTS),
+            "celeryops_transport_options": CONFIRMS,
+            "celeryops_environment": {"SHOP_LEDGER_URL": self.url(self.address, LEDGER)},
+        }
+        self.values.touch(mode=0o600)
+        self.values.write_text(json.dumps(values))
+        self.groups.write_text(json.dumps({name: {"hosts": {host: {}}} for name, host in hosts.items()}))
+
+    def play(self, playbook: str, *arguments: str, expect: bool | None = True, **variables: Any) -> Play:
+        mine = ("-i", str(self.groups), "-e", f"@{self.values}")
+        return super().play(playbook, *mine, *arguments, expect=expect, **variables)
+
+    def client_environment(self) -> dict[str, str]:
+        return {
+            "CELERY_BROKER_URL": self.broker,
+            "CELERY_RESULT_BACKEND": self.url(self.address, RESULTS),
+            "CELERYOPS_TRANSPORT_OPTIONS": json.dumps(CONFIRMS),
+            "SHOP_LEDGER_URL": self.url(self.address, LEDGER),
+        }
+
+    def mains(self) -> list[str]:
+        """The main process of every worker."""
+        units = [f"celery-shopmq-worker@{instance}.service" for instance in ("bulk-1", "fast-1")]
+        return self.ssh("worker2", f"systemctl show -P MainPID {' '.join(units)}").split()
+
+    def is_active(self) -> str:
+        return self.ssh("redis1", f"systemctl is-active {SERVER}", check=False)
+
+    def remove(self) -> None:
+        for db in (LEDGER, RESULTS):
+            self.redis("FLUSHDB", db=db)
+        self.ssh(
+            "worker2",
+            "systemctl disable -q --now celery-shopmq.target $(systemctl list-units --all --plain --no-legend"
+            " 'celery-shopmq-*' | cut -d' ' -f1); rm -rf /etc/systemd/system/celery-shopmq*"
+            " /etc/systemd/system/*.wants/celery-shopmq* /srv/shopmq /etc/celeryops/shopmq; systemctl daemon-reload;"
+            " systemctl reset-failed",
+            check=False,
+        )
+        self.ssh(
+            "redis1",
+            f"rm -rf {OVERRIDES}; systemctl daemon-reload; systemctl disable -q --now {SERVER} epmd.socket epmd;"
+            " systemctl reset-failed",
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def mq(shop: Story) -> Iterator[Rabbit]:
+    story = Rabbit(shop)
+    try:
+        story.install()
+        story.play("site", celeryops_release="v1")
+        yield story
+    finally:
+        story.remove()
+
+
+def test_a_broker_that_is_well_and_what_is_refused(mq: Rabbit) -> None:
+    checked = mq.play("broker_check")
+    found = checked.stats["celeryops_broker_check"]
+    assert (found["broker"], found["alarms"]) == ("amqp", []) and found["verdict"] != "critical"
+    assert {"critical", "default", "email", "reports", "maintenance"} <= found["queues"].keys()
+    assert all(found["queues"][queue]["consumers"] >= 1 for queue in ("critical", "reports"))
+    assert found["unseen"] == "" and mq.secret not in checked.text
+    well = mq.play("broker_recover")
+    assert well.changed == 0 and "Workers restarted: 0" in well.text
+    print(f"second run: {well.seconds:.1f} s")
+    wrong = {
+        "celeryops_broker_url": "redis://x/0",
+        "celeryops_confirm": "worker9",
+        "celeryops_broker_timeout": "long",
+    }
+    refused = mq.play("broker_recover", expect=False, **wrong).text
+    for words in [*wrong, "celeryops.runbook.redis_recover", "redis1", "long is no number"]:
+        assert words in refused, words
+
+
+def test_rolling_deploy_under_load(mq: Rabbit) -> None:
+    load = mq.start("load", "--rate", "20", "--slow", "0.02")
+    try:
+        done = mq.play("rolling_deploy", celeryops_release="v2").stats["celeryops_deploy"]
+    finally:
+        sent = load.stop()
+    assert done["succeeded"] and done["release"] == "v2" and sent["refused"] == 0
+    ledger = mq.ledger("--wait", "60")
+    assert (ledger["lost"], ledger["run_twice"]) == ([], [])
+    assert ledger["by_release"].keys() == {"v1", "v2"}
+
+
+def test_a_killed_rabbitmq_comes_back_and_every_task_is_done(mq: Rabbit) -> None:
+    before = mq.mains()
+    load = mq.start("load", "--rate", "20", "--slow", "0.02")
+    try:
+        time.sleep(2)
+        mq.ssh("redis1", f"systemctl kill -s KILL {SERVER}")
+        killed = time.time()
+        wait_until(lambda: mq.is_active() == "failed", 20, "its end")
+        down = mq.play("broker_check", expect=False)
+        detected = time.time() - killed
+        assert "does not answer" in down.text
+        plan = mq.play("broker_recover", "--check", "--diff")
+        assert "Would do: start" in plan.text
+        assert mq.is_active() == "failed", "check mode touches nothing"
+        play = mq.play("broker_recover")
+        done = play.stats["celeryops_broker_recover"]
+        found = done["hosts"]["redis1"]
+        assert (found["state"], found["done"], done["restarted"]) == ("down", ["start"], {"worker2": []})
+        answers = float(mq.ssh("redis1", f'date -d "$(systemctl show -P ActiveEnterTimestamp {SERVER})" +%s'))
+        wait_until(lambda: sorted(first_begun(mq, answers, LEDGER)) == WORKERS, 20, "every worker begins a task", 0.5)
+    finally:
+        load.stop()
+    ledger = mq.ledger("--wait", "60")
+    begun = first_begun(mq, answers, LEDGER)
+    print(
+        f"known after {detected:.1f} s, cured in {play.seconds:.1f} s, RabbitMQ itself in {found['seconds']} s, "
+        f"first tasks {begun}, twice {ledger['run_twice']}"
+    )
+    assert ledger["lost"] == []
+    assert max(begun.values()) < 10
+    # Twice is only what a worker had begun when it lost its broker.
+    for told in ledger["run_twice"]:
+        when = datetime.fromisoformat(told.split(": ", 1)[1].split(", ")[0].split()[-1]).timestamp()
+        assert when <= answers, told
+    assert mq.mains() == before
+    assert mq.ssh("worker2", "systemctl is-active celery-shopmq-beat") == "active"
+
+
+def test_stopped_frozen_and_an_alarm(mq: Rabbit, tmp_path: Path) -> None:
+    def fault(command: str, name: str) -> list[dict[str, Any]]:
+        role = {"name": "celeryops.runbook.broker", "tasks_from": "recover"}
+        return [
+            {"name": f"Cause {name}", "ansible.builtin.command": command},
+            {"name": f"Cure {name}", "ansible.builtin.include_role": role},
+            {"name": f"Note {name}", "ansible.builtin.set_stats": {"data": {name: "{{ celery_broker_recovered }}"}}},
+        ]
+
+    tasks = [
+        *fault("rabbitmqctl -q stop_app", "stopped"),
+        *fault(f"systemctl kill -s STOP {SERVER}", "frozen"),
+        *fault("rabbitmqctl -q set_disk_free_limit 100TB", "full"),
+    ]
+    file = tmp_path / "faults.yml"
+    file.write_text(json.dumps([{"hosts": "rabbitmq", "gather_facts": False, "tasks": tasks}]))
+    try:
+        play = mq.play(str(file), expect=False)
+        said = {name: (found["state"], found["done"]) for name, found in play.stats.items()}
+        assert said == {"stopped": ("app_stopped", ["start_app"]), "frozen": ("frozen", ["continue"])}
+        assert "redis1: disk alarm" in play.text and "Free space" in play.text
+        # Somebody else's RabbitMQ, on no host of the inventory.
+        asked = mq.play("broker_recover", expect=False, celeryops_rabbitmq_group="none")
+        assert "has to wait: disk alarm on rabbit@redis1" in asked.text
+    finally:
+        mq.ssh("redis1", "rabbitmqctl -q set_disk_free_limit 50MB")
