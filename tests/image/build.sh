@@ -17,8 +17,8 @@ if ! podman image exists "$image"; then
     tar=$(mktemp --suffix=.tar)
     trap 'rm -f "$tar"' EXIT
     trap 'exit 130' INT TERM
-    # The package lists and the archives of what the roles and tests install stay in the image: they run the real apt, but
-    # it asks the mirror only once the lists are older than its cache_valid_time.
+    # The package lists and the archives of what roles and tests install stay in the image: apt is the real one, but
+    # asks the mirror only once the lists are older than its cache_valid_time.
     # shellcheck disable=SC2016
     mmdebstrap --quiet --variant=minbase --components=main \
         --include=systemd,systemd-sysv,dbus,openssh-server,python3,python3-venv,python3-apt,sudo,iproute2,procps \
