@@ -112,7 +112,7 @@ class Node:
     def ctl(self, *command: str, timeout: float) -> tuple[int | None, str]:
         """rabbitmqctl, bounded from without: a node that hangs keeps it for long. None: it did not end in time."""
         bounded = self.module.get_bin_path("timeout", required=True)
-        program = self.module.get_bin_path("rabbitmqctl", required=True, opt_dirs=["/usr/lib/rabbitmq/bin"])
+        program = self.module.get_bin_path("rabbitmqctl", required=True)
         rc, out, err = self.module.run_command([bounded, "-k", "2", f"{timeout:g}", program, *command])
         return (None if rc in (124, 137) else rc), out or err
 

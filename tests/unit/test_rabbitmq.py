@@ -30,6 +30,7 @@ STATUS: dict[str, Any] = {
     "vm_memory_high_watermark_limit": 10**10,
 }
 NOT_RUNNING = "Error: this command requires the 'rabbit' app to be running on the target node. Start it with ..."
+NO_DISTRIBUTION = "TCP connection succeeded but Erlang distribution failed"
 ALARM = {"node": "rabbit@r1", "type": "resource_limit"}
 
 
@@ -49,6 +50,7 @@ def unit(active: str, sub: str = "", result: str = "", load: str = "loaded", fro
         (unit("inactive", load="masked"), None, "", "masked", "", "unmask"),
         (UP, None, "", "wedged", "restart", "does not answer"),
         (UP, 69, "Error: unable to perform an operation on node", "wedged", "restart", "unable to perform"),
+        (UP, 69, f"Error: unable to\n  * {NO_DISTRIBUTION}", "wedged", "restart", "have the same .erlang.cookie"),
         (UP, 64, NOT_RUNNING, "app_stopped", "start_app", "application rabbit is stopped"),
         (UP, 0, {}, "healthy", "", "3.10.8"),
         (UP, 0, {"alarms": [{**ALARM, "resource": "memory"}]}, "memory_alarm", "", "0.13 GiB of the 9.31 GiB"),

@@ -17,6 +17,8 @@ HEALTHY = "healthy"
 SHOWN = ("LoadState", "ActiveState", "SubState", "Result")  # of systemctl show
 GIB = 1024**3
 _NOT_RUNNING = ("requires the 'rabbit' app", "rabbit application is not running")
+_NO_DISTRIBUTION = "TCP connection succeeded but Erlang distribution failed"
+_COOKIE = "the connection is taken and nothing comes of it; see first whether both have the same .erlang.cookie"
 _FULL = 0.98  # of the connections a node can take
 
 
@@ -70,7 +72,8 @@ def diagnose(unit: Unit, code: int | None, output: str) -> Finding:
     if code:
         if any(words in output for words in _NOT_RUNNING):
             return Finding("app_stopped", "the node is up, its application rabbit is stopped.", cure="start_app")
-        return Finding("wedged", f"RabbitMQ runs and does not answer rabbitmqctl: {_first(output)}.", cure="restart")
+        why = _COOKIE if _NO_DISTRIBUTION in output else _first(output)
+        return Finding("wedged", f"RabbitMQ runs and does not answer rabbitmqctl: {why}.", cure="restart")
     return _of_status(read(output))
 
 
