@@ -198,7 +198,7 @@ def test_stopped_frozen_and_an_alarm(mq: Rabbit, tmp_path: Path) -> None:
     tasks = [
         *fault("rabbitmqctl -q stop_app", "stopped"),
         *fault(f"systemctl kill -s STOP {SERVER}", "frozen"),
-        *fault("rabbitmqctl -q set_disk_free_limit 100TB", "full"),
+        *fault("rabbitmqctl -q set_disk_free_limit 100000GB", "full"),
     ]
     file = tmp_path / "faults.yml"
     file.write_text(json.dumps([{"hosts": "rabbitmq", "gather_facts": False, "tasks": tasks}]))
