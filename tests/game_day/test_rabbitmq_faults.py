@@ -174,7 +174,7 @@ def test_a_killed_rabbitmq_comes_back_and_every_task_is_done(mq: Rabbit) -> None
     begun = first_begun(mq, answers, LEDGER)
     print(
         f"known after {detected:.1f} s, cured in {play.seconds:.1f} s, RabbitMQ itself in {found['seconds']} s, "
-        f"first tasks {begun}, twice {ledger['run_twice']}"
+        f"first tasks {begun}, twice {len(ledger['run_twice'])}"
     )
     assert ledger["lost"] == []
     assert max(begun.values()) < 10
@@ -209,6 +209,6 @@ def test_stopped_frozen_and_an_alarm(mq: Rabbit, tmp_path: Path) -> None:
         assert "redis1: disk alarm" in play.text and "Free space" in play.text
         # Somebody else's RabbitMQ, on no host of the inventory.
         asked = mq.play("broker_recover", expect=False, celeryops_rabbitmq_group="none")
-        assert "has to wait: disk alarm on rabbit@redis1" in asked.text
+        assert "has to wait: disk space alarm on rabbit@redis1" in asked.text
     finally:
         mq.ssh("redis1", "rabbitmqctl -q set_disk_free_limit 50MB")
