@@ -27,14 +27,16 @@ class Row:
     fault: str
     cure: str  # the playbook, or who does it
     noticed: float | None  # seconds from the fault until `health_check` had named it
-    cured: float  # seconds from the cure until every worker had begun a task
-    ledger: dict[str, Any]
+    cured: float | None  # seconds from the cure until every worker had begun a task; of beat: until it was right
+    ledger: dict[str, Any] | None  # None where no load ran
     remark: str = ""
 
     def __str__(self) -> str:
-        noticed = "" if self.noticed is None else f"{self.noticed:.0f} s"
-        counts = f"{self.ledger['sent']} | {len(self.ledger['lost'])} | {len(self.ledger['run_twice'])}"
-        return f"| {self.fault} | {self.cure} | {noticed} | {self.cured:.1f} s | {counts} | {self.remark} |\n"
+        noticed, cured = ("" if value is None else f"{value:.1f} s" for value in (self.noticed, self.cured))
+        counts = " |  | "
+        if self.ledger:
+            counts = f"{self.ledger['sent']} | {len(self.ledger['lost'])} | {len(self.ledger['run_twice'])}"
+        return f"| {self.fault} | {self.cure} | {noticed} | {cured} | {counts} | {self.remark} |\n"
 
 
 ROWS: list[Row] = []

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from fleet.story import Story
+from scorecard import ROWS, Row
 
 from support import wait_until
 
@@ -95,6 +97,7 @@ def test_one_beat_is_left(beat: Story) -> None:
     assert beats(shop, "worker1") == [main_pid(shop)] and state(shop, "worker1") == ("active", "enabled")
     assert result["heartbeat"]["pid"] == int(main_pid(shop)) == leader(shop)["pid"]
     wait_run(shop)
+    ROWS.append(Row("two beats too many, the right one frozen", "`beat_ensure_single`", None, play.seconds, None))
     again = shop.play("beat_ensure_single")
     assert again.changed == 0 and again.stats["celeryops_beat_ensure_single"]["done"] == []
     assert again.seconds < 15
@@ -146,8 +149,10 @@ def test_another_takes_over_when_beat_is_cut_off_and_when_its_host_dies(beat: St
     hand_over(shop)
     # Cut off from Redis it stops sending before the other begins.
     shop.cut("worker2", "redis1")
+    cut = time.time()
     try:
         wait_until(lambda: leader(shop).get("host") == "worker1", 12, "worker1 leads", 0.2)
+        taken = time.time() - cut
         wait_run(shop)
     finally:
         shop.join("worker2", "redis1")
@@ -158,8 +163,10 @@ def test_another_takes_over_when_beat_is_cut_off_and_when_its_host_dies(beat: St
 
     # Its host dies.
     shop.kill("worker2")
+    dead = time.time()
     try:
         wait_until(lambda: leader(shop).get("host") == "worker1", 12, "worker1 takes over", 0.2)
+        taken_over = time.time() - dead
         wait_run(shop)
         play = shop.play("beat_ensure_single", "--timeout", "3", expect=False)
         assert "worker2 could not be looked at" in play.text and "celeryops_lost_hosts" in play.text
@@ -170,6 +177,9 @@ def test_another_takes_over_when_beat_is_cut_off_and_when_its_host_dies(beat: St
     assert leader(shop)["host"] == "worker1", "the one that comes back waits"
     times = sorted(when for when in [*first, *sent(shop, "worker1")] if when > began)
     assert min(after - before for before, after in pairwise(times)) > 9, "every ten seconds, never twice"
+    cure, once = "the standby, lease 6 s", "no run sent twice"
+    ROWS.append(Row("beat cut off from Redis", cure, None, taken, None, once))
+    ROWS.append(Row("the host of beat dies", cure, None, taken_over, None, once))
 
 
 def test_a_damaged_schedule_is_moved_aside_and_nothing_runs_too_often(beat: Story) -> None:
@@ -201,6 +211,7 @@ def test_a_damaged_schedule_is_moved_aside_and_nothing_runs_too_often(beat: Stor
     assert after == before or after["last"] - before["last"] > 59
     assert abs(shown["next"] - after["last"] - 60) < 1.5
     wait_run(shop)
+    ROWS.append(Row("beat's schedule file damaged", "`beat_reset`", None, play.seconds, None, "last runs kept"))
     assert shop.play("beat_reset").changed == 0, "it can be read"
 
 

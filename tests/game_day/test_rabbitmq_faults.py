@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from fleet.story import Play, Story
-from scorecard import first_begun
+from scorecard import ROWS, Row, first_begun
 
 from support import wait_until
 
@@ -178,6 +178,7 @@ def test_a_killed_rabbitmq_comes_back_and_every_task_is_done(mq: Rabbit) -> None
     )
     assert ledger["lost"] == []
     assert max(begun.values()) < 10
+    ROWS.append(Row("`kill -9` of RabbitMQ", "`broker_recover`", detected, max(begun.values()), ledger))
     # Twice is only what a worker had begun when it lost its broker.
     for told in ledger["run_twice"]:
         when = datetime.fromisoformat(told.split(": ", 1)[1].split(", ")[0].split()[-1]).timestamp()

@@ -337,7 +337,8 @@ def test_leaked_connections_are_closed_and_the_workers_keep_theirs(shop: Story) 
             assert seen.stats["celeryops_redis_clients"]["roles"]["unused"]["count"] >= LEAKED
             plan = shop.play("redis_clients", "--check", celeryops_idle=10, celeryops_client_roles=["unused"])
             assert plan.changed == 1 and plan.stats["celeryops_redis_clients"]["now"] > LEAKED
-            done = shop.play("redis_clients", celeryops_idle=10).stats["celeryops_redis_clients"]
+            closing = shop.play("redis_clients", celeryops_idle=10)
+            done = closing.stats["celeryops_redis_clients"]
             assert done["closed"]["count"] >= LEAKED and done["now"] < 200
             assert "celeryops_idle" in shop.play("redis_clients", expect=False, celeryops_idle=3).text
         finally:
@@ -346,6 +347,7 @@ def test_leaked_connections_are_closed_and_the_workers_keep_theirs(shop: Story) 
     ledger = shop.ledger("--wait", "60")
     assert (ledger["lost"], ledger["run_twice"]) == ([], [])
     assert run_ids(shop) == before
+    ROWS.append(Row(f"{LEAKED} leaked connections", "`redis_clients`", seen.seconds, closing.seconds, ledger))
 
 
 def test_the_groups_of_the_inventory_may_have_other_names(shop: Story, tmp_path: Path) -> None:

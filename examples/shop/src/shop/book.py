@@ -13,28 +13,37 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
+from redis import exceptions
 
 RUNS = "shop:ledger:runs"
 SENT = "shop:ledger:sent"
-AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ResponseError)
+# Seconds that the shop outlasts a store which is away or takes no writes. Then the task fails, and counts as lost.
+PATIENCE = 60
+_AWAY = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.OutOfMemoryError,
+    exceptions.ReadOnlyError,
+)
 
 
 @functools.lru_cache(maxsize=1)
 def _client(pid: int) -> redis.Redis:
-    """One connection a process: a forked pool child must not share its parent's.
+    """One connection a process: a forked pool child must not share its parent's."""
+    return redis.Redis.from_url(os.environ["SHOP_LEDGER_URL"], socket_timeout=10, socket_connect_timeout=10)
 
-    The shop outlasts a store that is away, or takes no writes, for a minute; without that the task fails, and counts
-    as lost.
-    """
-    return redis.Redis.from_url(
-        os.environ["SHOP_LEDGER_URL"],
-        socket_timeout=10,
-        socket_connect_timeout=10,
-        retry=Retry(ConstantBackoff(0.5), 120, supported_errors=AWAY),
-        retry_on_error=list(AWAY),
-    )
+
+def _write(line: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            _client(os.getpid()).rpush(RUNS, line)
+            return
+        except (*_AWAY, exceptions.ResponseError) as exc:
+            # A full disk has no class of its own.
+            if not (isinstance(exc, _AWAY) or str(exc).startswith("MISCONF")) or time.monotonic() > end:
+                raise
+        time.sleep(0.5)
 
 
 def _record(request: Any, name: str, phase: str) -> None:
@@ -52,7 +61,7 @@ def _record(request: Any, name: str, phase: str) -> None:
         "node": request.hostname,
         "release": os.environ.get("CELERYOPS_RELEASE"),
     }
-    _client(os.getpid()).rpush(RUNS, json.dumps(record, separators=(",", ":")))
+    _write(json.dumps(record, separators=(",", ":")))
 
 
 def recorded(work: Callable[..., Any]) -> Callable[..., Any]:
