@@ -25,7 +25,8 @@ app.conf.update(
         option: os.environ[name]
         for option, name in (("global_keyprefix", "LABAPP_KEY_PREFIX"), ("master_name", "LABAPP_MASTER_NAME"))
         if name in os.environ
-    },
+    }
+    | json.loads(os.environ.get("CELERYOPS_TRANSPORT_OPTIONS") or "{}"),
 )
 
 

@@ -133,6 +133,104 @@ class RedisServer:
         return sorted(self.cli("KEYS", "*", db=db).splitlines())
 
 
+class SentinelSet:
+    """A primary, its replicas and Sentinels on free ports, each with a configuration of its own that it may rewrite."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        replicas: int = 1,
+        sentinels: int = 3,
+        down_after: int = 5000,
+        password: str = "sesame",
+    ) -> None:
+        self.directory, self.password, self.name = directory, password, "lab"
+        self.redis_ports = [free_port() for _ in range(replicas + 1)]
+        self.sentinel_ports = [free_port() for _ in range(sentinels)]
+        self.down_after = down_after
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def _spawn(self, port: int, lines: list[str], *arguments: str) -> None:
+        place = self.directory / str(port)
+        file = place / "redis.conf"
+        if not place.exists():
+            place.mkdir(parents=True)
+            file.write_text("\n".join([f"port {port}", "bind 127.0.0.1", f'dir "{place}"', *lines, ""]))
+        self.processes[port] = subprocess.Popen(
+            ["redis-server", str(file), *arguments],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+    def start_redis(self, port: int) -> None:
+        secret = [
+            f'requirepass "{self.password}"',
+            f'masterauth "{self.password}"',
+            'save ""',
+            "repl-diskless-sync-delay 0",
+        ]
+        source = [f"replicaof 127.0.0.1 {self.redis_ports[0]}"] if port != self.redis_ports[0] else []
+        self._spawn(port, [*secret, *source, "appendonly yes"])
+        wait_until(lambda: self.cli(port, "PING") == "PONG", 10, "redis-server")
+
+    def start_sentinel(self, port: int) -> None:
+        lines = [
+            f"sentinel monitor {self.name} 127.0.0.1 {self.redis_ports[0]} {len(self.sentinel_ports) // 2 + 1}",
+            f'sentinel auth-pass {self.name} "{self.password}"',
+            f"sentinel down-after-milliseconds {self.name} {self.down_after}",
+            f"sentinel failover-timeout {self.name} 20000",
+        ]
+        self._spawn(port, lines, "--sentinel")
+
+    def start(self) -> SentinelSet:
+        for port in self.redis_ports:
+            self.start_redis(port)
+        for port in self.sentinel_ports:
+            self.start_sentinel(port)
+        others, replicas = str(len(self.sentinel_ports) - 1), str(len(self.redis_ports) - 1)
+
+        def known() -> bool:
+            rows = [self.cli(port, "SENTINEL", "MASTER", self.name).splitlines() for port in self.sentinel_ports]
+            told = [dict(zip(row[::2], row[1::2], strict=False)) for row in rows]
+            return all((one.get("num-other-sentinels"), one.get("num-slaves")) == (others, replicas) for one in told)
+
+        wait_until(known, 30, "Sentinels that know one another", 0.2)
+        for port in self.redis_ports[1:]:
+            wait_until(
+                lambda port=port: "master_link_status:up" in self.cli(port, "INFO", "replication"), 20, "a replica"
+            )
+        return self
+
+    def kill(self, port: int) -> None:
+        self.processes[port].kill()
+        self.processes[port].wait()
+
+    def __enter__(self) -> SentinelSet:
+        return self.start()
+
+    def __exit__(self, *_exc: object) -> None:
+        for port in self.processes:
+            self.kill(port)
+
+    def cli(self, port: int, *command: str) -> str:
+        done = subprocess.run(
+            ["redis-cli", "-p", str(port), "--no-auth-warning", *command], capture_output=True, text=True, check=False,
+            env={**os.environ, **({"REDISCLI_AUTH": self.password} if port in self.redis_ports else {})},
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    def primary(self) -> int:
+        """The port that the first Sentinel which answers names."""
+        for port in self.sentinel_ports:
+            told = self.cli(port, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name).splitlines()
+            if len(told) == 2:
+                return int(told[1])
+        raise RuntimeError("no Sentinel answers")
+
+    def url(self, db: int = 0) -> str:
+        return ";".join(f"sentinel://:{self.password}@127.0.0.1:{port}/{db}" for port in self.sentinel_ports)
+
+
 class RabbitServer:
     """A RabbitMQ of our own on free ports, with an epmd of its own, all of it in a directory of ours."""
 

@@ -33,6 +33,7 @@ class Load:
         from shop.book import SENT
         from shop.celery import app
 
+        import celeryops.sentinel
         import celeryops.signing
         import celeryops.stamp  # noqa: F401
 
@@ -49,8 +50,14 @@ class Load:
         self.refused = 0
         self.records: list[str] = []
         kinds: list[tuple[Any, float]] = [
-            (self.update_cart, 30), (self.reserve_stock, 20), (self.charge_card, 22), (self.send_receipt, 14),
-            (self.send_reminder, 8), (self.expire_carts, 3), (self.place_order, 1), (self.sales_report, slow * 100),
+            (self.update_cart, 30),
+            (self.reserve_stock, 20),
+            (self.charge_card, 22),
+            (self.send_receipt, 14),
+            (self.send_reminder, 8),
+            (self.expire_carts, 3),
+            (self.place_order, 1),
+            (self.sales_report, slow * 100),
         ]
         self.kinds = [kind for kind, _weight in kinds]
         self.weights = [weight for _kind, weight in kinds]
@@ -144,10 +151,18 @@ def main() -> None:
         load.flush()
         time.sleep(TICK)
     seconds = time.monotonic() - begun
-    print(json.dumps({
-        "sent": load.sent, "refused": load.refused, "seconds": round(seconds, 1), "rate": round(load.sent / seconds, 1),
-        "cpu_seconds": round(time.process_time(), 1),
-    }), flush=True)
+    print(
+        json.dumps(
+            {
+                "sent": load.sent,
+                "refused": load.refused,
+                "seconds": round(seconds, 1),
+                "rate": round(load.sent / seconds, 1),
+                "cpu_seconds": round(time.process_time(), 1),
+            }
+        ),
+        flush=True,
+    )
     os._exit(0)  # results of Celery still held at the interpreter's end complain there
 
 

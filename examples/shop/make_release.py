@@ -22,14 +22,16 @@ import sys
 SOURCE = pathlib.Path(__file__).resolve().parent / "src"
 BAD = ("import", "crash", "unknown-task", "canary")
 
-HEADER = '''# Copyright: (c) 2026, celeryops contributors
+HEADER = """# Copyright: (c) 2026, celeryops contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-'''
+"""
 
-CRASH = HEADER + '''from typing import Any
+CRASH = (
+    HEADER
+    + """from typing import Any
 
 from celery import bootsteps, current_app
 
@@ -40,7 +42,8 @@ class PriceList(bootsteps.StartStopStep):
 
 
 current_app.steps["worker"].add(PriceList)
-'''
+"""
+)
 
 
 def make(release: str, destination: pathlib.Path, bad: str | None = None) -> None:

@@ -38,8 +38,11 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, frame: stop.append(signum))
     transport_options = json.loads(os.environ.get("CELERYOPS_TRANSPORT_OPTIONS") or "{}")
-    spec = BrokerSpec.build(url=os.environ["CELERY_BROKER_URL"], transport_options=transport_options,
-                            key_prefix=os.environ.get("CELERYOPS_KEY_PREFIX") or None)
+    spec = BrokerSpec.build(
+        url=os.environ["CELERY_BROKER_URL"],
+        transport_options=transport_options,
+        key_prefix=os.environ.get("CELERYOPS_KEY_PREFIX") or None,
+    )
     samples = failed = 0
     without: dict[str, list[float]] = {queue: [] for queue in options.queues}
     unsure: dict[str, list[float]] = {queue: [] for queue in options.queues}
@@ -66,13 +69,18 @@ def main() -> int:
                     if count == 0:
                         (unsure if replies.silent_count else without)[queue].append(now)
             time.sleep(max(0.0, options.interval - (time.monotonic() - begun)))
-    print(json.dumps({
-        "samples": samples,
-        "failed": failed,
-        "fewest_consumers": fewest,
-        "without_consumer": {queue: times for queue, times in without.items() if times},
-        "unsure": {queue: times for queue, times in unsure.items() if times},
-    }, indent=2))
+    print(
+        json.dumps(
+            {
+                "samples": samples,
+                "failed": failed,
+                "fewest_consumers": fewest,
+                "without_consumer": {queue: times for queue, times in without.items() if times},
+                "unsure": {queue: times for queue, times in unsure.items() if times},
+            },
+            indent=2,
+        )
+    )
     return 0
 
 

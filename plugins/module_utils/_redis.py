@@ -5,18 +5,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from .engine.backup import Server
-from .engine.errors import CeleryOpsError
+from .engine.errors import CeleryOpsError, PreconditionFailed
+from .engine.replication import Group, resolve
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "port": {"type": "int", "default": 6379},
     "password": {"type": "str", "no_log": True, "default": ""},
 }
+
+# Doc fragment redis_group.
+GROUP_SPEC: dict[str, Any] = {
+    "peers": {"type": "list", "elements": "str", "required": True},
+    "first": {"type": "str", "required": True},
+    "sentinels": {"type": "list", "elements": "str", "default": []},
+    "master_name": {"type": "str", "required": True},
+    "sentinel_password": {"type": "str", "no_log": True, "default": ""},
+}
+
+
+def group_of(params: Mapping[str, Any], password: str) -> Group:
+    peers, first = [resolve(address) for address in params["peers"]], resolve(params["first"])
+    if first not in peers:
+        raise PreconditionFailed(f"first: {params['first']} is not one of peers.")
+    return Group(
+        peers,
+        first,
+        [resolve(address) for address in params["sentinels"]],
+        params["master_name"],
+        password,
+        params["sentinel_password"],
+    )
 
 
 def run(body: Callable[[AnsibleModule, Server], dict[str, Any]], argument_spec: dict[str, Any]) -> None:

@@ -154,9 +154,7 @@ def act(module: CeleryModule) -> dict[str, Any]:
         queues = RedisQueues.of(broker)
         if params["state"] == "noted":
             with Control(broker, timeout=1.0) as control:
-                noted = replay.note(
-                    queues, control, params["path"], params["directory"], moment, dry=module.check_mode
-                )
+                noted = replay.note(queues, control, params["path"], params["directory"], moment, dry=module.check_mode)
             return {"changed": True, **noted}
         since = params["since"] or queues.now() - int(queues.client.info("server")["uptime_in_seconds"]) - 1
         with Control(broker, timeout=1.0) as control:

@@ -27,7 +27,7 @@ if ! podman image exists "$image"; then
         --dpkgopt='path-exclude=/usr/share/doc/*' \
         --skip=cleanup/apt,cleanup/tmp \
         --customize-hook='chroot "$1" apt-get clean' \
-        --customize-hook='chroot "$1" apt-get install -qq -y --no-install-recommends --download-only redis-server logrotate rabbitmq-server >/dev/null' \
+        --customize-hook='chroot "$1" apt-get install -qq -y --no-install-recommends --download-only redis-server redis-sentinel logrotate rabbitmq-server >/dev/null' \
         --customize-hook='systemctl --root="$1" -q enable ssh' \
         --customize-hook='rm -f "$1"/etc/ssh/ssh_host_*; : > "$1/etc/machine-id"' \
         --customize-hook='printf "UseDNS no\nUsePAM yes\nMaxStartups 100:30:200\nMaxSessions 100\n" > "$1/etc/ssh/sshd_config.d/fleet.conf"' \

@@ -89,6 +89,25 @@ def test_wrong_settings_of_redis(ansible: Ansible) -> None:
     assert refused["failed"] and secret not in refused["msg"] and "guess-me-not" not in refused["msg"]
 
 
+def test_a_group_of_redis_that_could_not_fail_over(ansible: Ansible) -> None:
+    asked = {
+        "celeryops_broker_url": "redis://:not%20this@127.0.0.1:6379/0",
+        "celery_redis_hosts": ["localhost"],
+        "celery_redis_sentinel_hosts": ["localhost", "localhost"],
+        "celeryops_redis_primary": "elsewhere",
+        "celeryops_redis_min_replicas": 1,
+    }
+    role = {"name": "celeryops.runbook.redis", "tasks_from": "preflight"}
+    (_included, _validated, refused) = ansible.play([{"ansible.builtin.include_role": role, "vars": asked}], expected=3)
+    for words in (
+        "celeryops_sentinel_group: has 2 hosts; at least three", "one Redis only", "master_name must say",
+        "celeryops_broker_url: there are Sentinels", "celeryops_redis_primary: elsewhere is not in",
+        "Sentinel forgets quotes", "celeryops_redis_min_replicas: 1 is no number",
+    ):  # fmt: skip
+        assert words in refused["msg"], words
+    assert "not this" not in ansible.output and "not%20this" not in ansible.output
+
+
 def test_a_quoted_password_of_the_url_opens_redis(ansible: Ansible, tmp_path: Path) -> None:
     """The URL says it as kombu reads it; Redis has its hash only."""
     password, port = 'a@b:c/d%2B e+f"g\\h', free_port()

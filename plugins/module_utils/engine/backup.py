@@ -67,11 +67,12 @@ class Wedged(ConnectionFailed):
 
 @dataclass(frozen=True)
 class Server:
-    """A Redis on this host, asked with redis-cli. The password travels in the environment."""
+    """A Redis on this host, or another one, asked with redis-cli. The password travels in the environment."""
 
     port: int = 6379
     password: str = field(default="", repr=False)
     timeout: float = 5.0
+    host: str = "127.0.0.1"
 
     def ask(self, *command: str, timeout: float | None = None, hidden: bool = False) -> str:
         """The answer. `hidden`: the command is no argument of a process either."""
@@ -81,7 +82,7 @@ class Server:
         seconds = timeout or self.timeout
         try:
             done = subprocess.run(
-                ["redis-cli", "-p", str(self.port), "--no-auth-warning", *(() if hidden else command)],
+                ["redis-cli", "-h", self.host, "-p", str(self.port), "--no-auth-warning", *(() if hidden else command)],
                 capture_output=True, text=True, errors="replace", check=False,
                 input=" ".join(command) + "\n" if hidden else "", timeout=seconds, env=environment,
             )  # fmt: skip

@@ -476,6 +476,8 @@ class Broker:
             if self.kind == "redis":
                 options.setdefault("socket_timeout", self.spec.socket_timeout)
                 options.setdefault("socket_connect_timeout", self.spec.connect_timeout)
+            if self.endpoint.scheme == "sentinel":
+                options["sentinel_kwargs"] = self._sentinel_arguments(self._client_arguments(self.endpoint))
             app = celery.Celery("celeryops", set_as_current=False, fixups=[])
             app.conf.update(
                 broker_url=self.spec.url,
@@ -583,17 +585,41 @@ class Broker:
 
         options = self.spec.transport_options
         arguments = self._client_arguments(endpoints[0])
-        sentinel_arguments = dict(options.get("sentinel_kwargs") or {})
-        sentinel_arguments.setdefault("retry", arguments["retry"])
-        sentinel_arguments.setdefault("socket_timeout", self.spec.socket_timeout)
-        sentinel_arguments.setdefault("socket_connect_timeout", self.spec.connect_timeout)
         self._sentinel = Sentinel(
             [(endpoint.host, endpoint.port) for endpoint in endpoints],
             min_other_sentinels=options.get("min_other_sentinels", 0),
-            sentinel_kwargs=sentinel_arguments,
+            sentinel_kwargs=self._sentinel_arguments(arguments),
             **arguments,
         )
         return self._sentinel.master_for(options["master_name"])
+
+    def _sentinel_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(self.spec.transport_options.get("sentinel_kwargs") or {})
+        found.setdefault("retry", arguments["retry"])
+        found.setdefault("socket_timeout", self.spec.socket_timeout)
+        found.setdefault("socket_connect_timeout", self.spec.connect_timeout)
+        return found
+
+    def sentinels(self) -> dict[str, Any]:
+        """Address -> client of each Sentinel of the URL, none of them asked yet. The caller closes them."""
+        import redis
+
+        if self.endpoint.scheme != "sentinel":
+            raise PreconditionFailed(
+                f"broker_url: {self.endpoint.scheme}:// names no Sentinel. Use sentinel://HOST:26379/0;sentinel://..., "
+                f"and transport_options.master_name."
+            )
+        arguments = self._sentinel_arguments(self._client_arguments(self.endpoint))
+        return {
+            f"{endpoint.host}:{endpoint.port}": redis.Redis(host=endpoint.host, port=endpoint.port, **arguments)
+            for endpoint in self.spec.endpoints
+        }
+
+    def node(self, host: str, port: int) -> Any:
+        """A client of one Redis behind the Sentinels, not asked yet. The caller closes it."""
+        import redis
+
+        return redis.Redis(host=host, port=port, **self._client_arguments(self.endpoint))
 
     def fanout_topics(self, exchange: str) -> list[str]:
         """The PUB/SUB channels a broadcast must go to, key prefix included."""

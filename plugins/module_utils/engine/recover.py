@@ -48,8 +48,9 @@ CURES = {
     ),
     "replica": (
         "",
-        "This Redis is a replica of {master} and takes no writes. If the master is alive, point celeryops_broker_url at"
-        " it; if it is lost for good, run REPLICAOF NO ONE here and on no other host.",
+        "This Redis is a replica of {master} and takes no writes. Under Sentinel that is as it should be: name another"
+        " host with celeryops_redis_host, or use redis_failover. Otherwise: if the master is alive, point"
+        " celeryops_broker_url at it; if it is lost for good, run REPLICAOF NO ONE here and on no other host.",
     ),
     "wrong_password": ("", "Correct the password in celeryops_broker_url, or that of Redis with site."),
     "max_clients": (

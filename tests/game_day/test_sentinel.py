@@ -1,0 +1,222 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The shop on a Redis under Sentinel: a second application on worker2, its Redis on worker1 and worker2."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fleet.story import Play, Story
+
+from support import wait_until
+
+pytestmark = pytest.mark.ansible
+
+LEDGER, RESULTS = 5, 6
+ALL = ("redis1", "worker1", "worker2")
+NODES = ALL[1:]
+WORKERS = [f"shopha-{instance}@worker2" for instance in ("bulk-1", "fast-1")]
+
+
+class Guarded(Story):
+    """The same fleet seen from the application shopha. What it counts with stays in the Redis of the shop."""
+
+    def __init__(self, shop: Story) -> None:
+        self.__dict__.update(shop.__dict__)
+        self.secret, self.watchword = secrets.token_hex(8), secrets.token_hex(8)
+        self.groups, self.values = (self.fleet / f"sentinel-{name}.json" for name in ("groups", "values"))
+        config = (self.fleet / "ssh_config").read_text()
+        self.addresses = dict(re.findall(r"^Host (\w+)\s+HostName (\S+)", config, re.MULTILINE))
+        self.broker = ";".join(f"sentinel://:{self.secret}@{self.addresses[host]}:26379/0" for host in ALL)
+        self.options = {"master_name": "shopha", "sentinel_kwargs": {"password": self.watchword}}
+
+    def prepare(self) -> None:
+        groups = {"ha_workers": NODES[1:], "ha_beat": NODES[1:], "ha_redis": NODES, "ha_sentinels": ALL}
+        values = {
+            "celeryops_app_name": "shopha",
+            "celeryops_worker_group": "ha_workers",
+            "celeryops_beat_group": "ha_beat",
+            "celeryops_redis_group": "ha_redis",
+            "celeryops_sentinel_group": "ha_sentinels",
+            "celeryops_broker_url": self.broker,
+            "celeryops_result_backend": self.url(self.address, RESULTS),
+            "celeryops_transport_options": self.options,
+            "celeryops_environment": {"SHOP_LEDGER_URL": self.url(self.address, LEDGER)},
+        }
+        self.values.touch(mode=0o600)
+        self.values.write_text(json.dumps(values))
+        self.groups.write_text(
+            json.dumps({name: {"hosts": {host: {} for host in hosts}} for name, hosts in groups.items()})
+        )
+
+    def play(self, playbook: str, *arguments: str, expect: bool | None = True, **variables: Any) -> Play:
+        mine = ("-i", str(self.groups), "-e", f"@{self.values}")
+        play = super().play(playbook, *mine, *arguments, expect=expect, **variables)
+        assert self.secret not in play.text and self.watchword not in play.text
+        return play
+
+    def client_environment(self) -> dict[str, str]:
+        return {
+            "CELERY_BROKER_URL": self.broker,
+            "CELERY_RESULT_BACKEND": self.url(self.address, RESULTS),
+            "CELERYOPS_TRANSPORT_OPTIONS": json.dumps(self.options),
+            "SHOP_LEDGER_URL": self.url(self.address, LEDGER),
+        }
+
+    def ask(self, host: str, *command: str) -> str:
+        """A Sentinel."""
+        return self.ssh(host, f"REDISCLI_AUTH={self.watchword} redis-cli -p 26379 {' '.join(command)}")
+
+    def primary(self, host: str = "redis1") -> str:
+        told = self.ask(host, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shopha").split()
+        return next(name for name, address in self.addresses.items() if address == told[0])
+
+    def role(self, host: str) -> str:
+        return self.ssh(host, f"REDISCLI_AUTH={self.secret} redis-cli INFO replication", check=False)
+
+    def follows(self, host: str) -> bool:
+        return "role:slave" in self.role(host) and "master_link_status:up" in self.role(host)
+
+    def mains(self) -> list[str]:
+        """The main process of every worker."""
+        units = [f"celery-shopha-worker@{instance}.service" for instance in ("bulk-1", "fast-1")]
+        return self.ssh("worker2", f"systemctl show -P MainPID {' '.join(units)}").split()
+
+    def first_begun(self, since: float) -> dict[str, float]:
+        """Seconds after `since` in which each worker began its first task."""
+        found: dict[str, float] = {}
+        for row in map(json.loads, self.redis("LRANGE", "shop:ledger:runs", "0", "-1", db=LEDGER).splitlines()):
+            if row["phase"] == "begin" and row["time"] >= since:
+                found.setdefault(row["node"], round(row["time"] - since, 2))
+        return found
+
+    def remove(self) -> None:
+        for db in (LEDGER, RESULTS):
+            self.redis("FLUSHDB", db=db)
+        for host in ALL:
+            gone = "redis-sentinel" + (" redis-server" if host in NODES else "")
+            self.ssh(
+                host,
+                "systemctl disable -q --now celery-shopha.target $(systemctl list-units --all --plain --no-legend"
+                f" 'celery-shopha-*' | cut -d' ' -f1); apt-get -qq purge -y {gone} >/dev/null 2>&1;"
+                " rm -rf /etc/systemd/system/celery-shopha* /etc/systemd/system/*.wants/celery-shopha* /srv/shopha"
+                " /etc/celeryops/shopha /etc/redis/sentinel.conf;"
+                + (
+                    " rm -rf /etc/redis /var/lib/redis/* /etc/systemd/system/redis-server.service.d;"
+                    if host in NODES
+                    else ""
+                )
+                + " systemctl daemon-reload; systemctl reset-failed",
+                check=False,
+            )
+
+
+@pytest.fixture(scope="module")
+def ha(shop: Story) -> Iterator[Guarded]:
+    story = Guarded(shop)
+    try:
+        story.prepare()
+        story.play("site", celeryops_release="v1")
+        yield story
+    finally:
+        story.remove()
+
+
+def test_a_group_that_is_well_and_what_is_refused(ha: Guarded) -> None:
+    assert (ha.primary(), ha.follows("worker2")) == ("worker1", True)
+    again = ha.play("site", celeryops_release="v1")
+    assert again.changed == 0
+    # Debian's own Sentinel watches this one, and would spoil the next failover.
+    assert all("mymaster" not in ha.ask(host, "SENTINEL", "MASTERS") for host in ALL)
+    assert not any(ha.ssh(host, "journalctl -u redis-sentinel | grep mymaster", check=False) for host in ALL)
+    well = ha.play("redis_failover")
+    assert well.changed == 0 and "Nothing to do" in well.text and "restarted: 0" in well.text
+    print(f"second run of site {again.seconds:.1f} s, failover without a wish {well.seconds:.1f} s")
+    wrong = {
+        "celeryops_redis_primary_wanted": "redis1",
+        "celeryops_force": "maybe",
+        "celeryops_failover_timeout": "long",
+    }
+    refused = ha.play("redis_failover", expect=False, **wrong).text
+    for words in [*wrong, "worker1, worker2", "maybe is neither", "long is no number"]:
+        assert words in refused, words
+
+
+def test_a_planned_failover_under_load(ha: Guarded) -> None:
+    before = ha.mains()
+    load = ha.start("load", "--rate", "20", "--slow", "0.02")
+    try:
+        time.sleep(1)
+        wish = {"celeryops_redis_primary_wanted": "worker2"}
+        plan = ha.play("redis_failover", "--check", "--diff", **wish)
+        assert plan.changed > 0 and "Would be the primary" in plan.text and ha.primary() == "worker1"
+        began = time.time()
+        play = ha.play("redis_failover", **wish)
+        done = play.stats["celeryops_redis_failover"]
+        assert (done["action"], done["primary"]) == ("switch", f"{ha.addresses['worker2']}:6379")
+        assert [ha.primary(host) for host in ALL] == ["worker2"] * 3 and ha.follows("worker1")
+        time.sleep(2)
+    finally:
+        sent = load.stop()
+    ledger = ha.ledger("--wait", "60")
+    window = ha.window(began, time.time())
+    print(
+        f"planned: {play.seconds:.1f} s, {done}; sent {sent}, wait {window['wait']}, longest gap"
+        f" {window['longest_gap']}, twice {ledger['run_twice']}"
+    )
+    assert ledger["lost"] == [] and done["restarted"] == {"worker2": []} and ha.mains() == before
+    assert done["gap"] < 10
+    # Neither the playbook nor site undoes it.
+    assert ha.play("redis_failover", **wish).changed == 0
+    assert ha.play("site", celeryops_release="v1").changed == 0
+    assert ha.primary() == "worker2" and ha.follows("worker1")
+
+
+def test_a_dead_primary_is_replaced_and_no_replica_is_left(ha: Guarded) -> None:
+    before = ha.mains()
+    load = ha.start("load", "--rate", "20", "--slow", "0.02")
+    try:
+        time.sleep(1)
+        died = time.time()
+        ha.ssh("worker2", "systemctl kill -s KILL redis-server; systemctl stop redis-server")
+        play = ha.play("redis_failover")
+        done = play.stats["celeryops_redis_failover"]
+        wait_until(lambda: sorted(ha.first_begun(died + 5)) == WORKERS, 30, "every worker begins a task", 0.5)
+    finally:
+        sent = load.stop()
+    ledger = ha.ledger("--wait", "60")
+    begun = ha.first_begun(died + 5)
+    window = ha.window(died, time.time())
+    print(
+        f"dead: {play.seconds:.1f} s, {done}; sent {sent}, first tasks after death + 5 s {begun}, wait"
+        f" {window['wait']}, longest gap {window['longest_gap']}, lost {ledger['lost']}, twice {ledger['run_twice']}"
+    )
+    assert done["action"] in ("wait", "none")  # whoever was faster
+    assert ha.primary() == "worker1" and done["restarted"] == {"worker2": []} and ha.mains() == before
+    # Only what the replica had not yet received.
+    assert len(ledger["lost"]) <= 2
+    assert window["longest_gap"] < 15
+    refused = ha.play("redis_failover", expect=False, celeryops_redis_primary_wanted="any").text
+    assert "no healthy replica" in refused and "Nothing was touched" in refused
+    assert ha.ssh("worker2", "systemctl is-active celery-shopha-beat") == "active"
+
+    # Back, it follows. Then the primary goes while the Sentinels cannot agree.
+    ha.ssh("worker2", "systemctl start redis-server")
+    wait_until(lambda: ha.follows("worker2"), 40, "the old primary follows", 1)
+    ha.ssh("redis1", "systemctl stop redis-sentinel")
+    ha.ssh("worker1", "systemctl stop redis-sentinel redis-server")
+    assert "cannot agree" in ha.play("redis_failover", expect=False, celeryops_failover_timeout=20).text
+    forced = ha.play("redis_failover", celeryops_force=True).stats["celeryops_redis_failover"]
+    print(f"forced: {forced}")
+    assert forced["action"] == "force" and ha.primary("worker2") == "worker2"
+    ha.ssh("redis1", "systemctl start redis-sentinel")
+    ha.ssh("worker1", "systemctl start redis-sentinel redis-server")
+    wait_until(lambda: ha.follows("worker1") and ha.primary() == "worker2", 40, "all follow", 1)
+    assert ha.play("site", celeryops_release="v1").changed == 0
