@@ -146,8 +146,8 @@ class SentinelSet:
         password: str = "sesame",
     ) -> None:
         self.directory, self.password, self.name = directory, password, "lab"
-        self.redis_ports = [free_port() for _ in range(replicas + 1)]
-        self.sentinel_ports = [free_port() for _ in range(sentinels)]
+        self.redis_ports = [free_port() for _server in range(replicas + 1)]
+        self.sentinel_ports = [free_port() for _server in range(sentinels)]
         self.down_after = down_after
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
 

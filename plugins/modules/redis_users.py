@@ -142,6 +142,7 @@ applied:
 import contextlib
 import grp
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -196,8 +197,10 @@ def wanted(params: Mapping[str, Any]) -> list[acl.User]:
     return found
 
 
-def reach(server: Server, before: str) -> Server | None:
-    """The Redis that runs, asked with the password it takes; None where it is down."""
+def reach(server: Server, before: str, dry: bool) -> Server | None:
+    """The Redis that runs, asked with the password it takes; None where it is down, or is still to be installed."""
+    if dry and shutil.which("redis-cli") is None:
+        return None
     refused: AuthenticationFailed | None = None
     for password in dict.fromkeys((server.password, before, "")):
         candidate = Server(server.port, password, server.timeout)
@@ -255,7 +258,7 @@ def write(path: str, text: str, group: str, mtime: float | None) -> None:
 def bring(module: AnsibleModule, server: Server) -> dict[str, Any]:
     params, dry = module.params, module.check_mode
     want = wanted(params)
-    running = reach(server, params["password_before"])
+    running = reach(server, params["password_before"], dry)
     path = params["path"]
     try:
         with open(path, encoding="utf-8") as handle:

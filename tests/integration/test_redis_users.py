@@ -55,9 +55,12 @@ class Lab:
             "databases": [0, 1], "path": str(self.file), "group": "root", **options,
         }  # fmt: skip
 
-    def bring(self, users: list[dict[str, Any]] = USERS, password: str = ADMIN, **options: Any) -> dict[str, Any]:
+    def bring(
+        self, users: list[dict[str, Any]] | None = None, password: str = ADMIN, **options: Any
+    ) -> dict[str, Any]:
         check = options.pop("check", False)
-        result = self.ansible.module("redis_users", self.arguments(users, password, **options), check=check)
+        asked = self.arguments(USERS if users is None else users, password, **options)
+        result = self.ansible.module("redis_users", asked, check=check)
         said = f"{result} {self.ansible.output}"
         for secret in (*SECRETS, password):
             assert secret not in said and hashlib.sha256(secret.encode()).hexdigest() not in said
