@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import time
 from typing import Any
 
@@ -33,16 +34,17 @@ logger = logging.getLogger(__name__)
 # Seconds: the longest wait here, and Celery's.
 INTERVAL, CELERYS = 3.0, 30.0
 
-# What a master that takes no writes answers; redis-py strips the code where it has a class for it.
+# What a master that takes no writes answers; redis-py strips the code where it has a class for it, and puts the command
+# before it in a pipeline.
 _CLASSES = ("OutOfMemoryError", "ReadOnlyError")
-_CODES = ("MISCONF", "NOREPLICAS")
+_CODES = re.compile(r"(?:^|: )(?:MISCONF|NOREPLICAS)\b")
 
 _ensure_connected = Consumer.ensure_connected
 _connparams = transport.Channel._connparams
 
 
 def refuses(exc: BaseException) -> bool:
-    return type(exc).__name__ in _CLASSES or str(exc).startswith(_CODES)
+    return type(exc).__name__ in _CLASSES or bool(_CODES.search(str(exc)))
 
 
 def _often(ensure: Any) -> Any:

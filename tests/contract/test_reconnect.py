@@ -119,3 +119,25 @@ def test_a_worker_waits_for_a_broker_that_takes_no_writes(refuse: tuple[str, ...
         time.sleep(0.5)
         assert done() == 10 and worker.process.poll() is None
         assert (server.cli("HLEN", "unacked"), server.cli("LLEN", "late")) == ("0", "0")
+
+
+def test_a_worker_waits_for_a_broker_that_cannot_save(tmp_path: Path) -> None:
+    with (
+        RedisServer("--dbfilename", "taken", directory=tmp_path) as server,
+        Broker(BrokerSpec.build(url=server.url())) as connection,
+        Worker(server.url(), "late@lab", queues="late", arguments=RUNTIME) as worker,
+    ):
+        tasks.send(connection, tasks.Order("lab.late", "late", args=[2]))
+        wait_until(lambda: "received" in worker.log.read_text(), 20, "it runs")
+        (tmp_path / "taken").mkdir()  # where the snapshot would go
+        server.cli("CONFIG", "SET", "save", "3600 1")
+        server.cli("BGSAVE")
+        wait_until(lambda: "rdb_last_bgsave_status:err" in server.cli("INFO", "persistence"), 10, "a failed snapshot")
+        # What is refused first is a command within a pipeline, and then even PING.
+        wait_until(lambda: "Cannot connect to" in worker.log.read_text(), 20, "it notices")
+        time.sleep(4)
+        assert worker.process and worker.process.poll() is None, "the worker is the same process"
+        server.cli("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
+        task = tasks.send(connection, tasks.Order("lab.late", "late", args=[0]))
+        wait_until(lambda: f"{task}] succeeded in" in worker.log.read_text(), 20, "it works again")
+        assert worker.process.poll() is None
