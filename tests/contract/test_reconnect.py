@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 
+from celeryops import reconnect
 from celeryops.engine import tasks
 from celeryops.engine.connection import Broker, BrokerSpec
 from support import RedisServer, Worker, wait_until
@@ -133,7 +135,11 @@ def test_a_worker_waits_for_a_broker_that_cannot_save(tmp_path: Path) -> None:
         server.cli("CONFIG", "SET", "save", "3600 1")
         server.cli("BGSAVE")
         wait_until(lambda: "rdb_last_bgsave_status:err" in server.cli("INFO", "persistence"), 10, "a failed snapshot")
-        # What is refused first is a command within a pipeline, and then even PING.
+        # As redis-py tells of a command within a pipeline, such as an acknowledgement.
+        with redis.Redis.from_url(server.url()) as client, pytest.raises(redis.exceptions.ResponseError) as refused:
+            client.pipeline().set("any", "1").execute()
+        assert reconnect.refuses(refused.value)
+        assert not reconnect.refuses(redis.exceptions.ResponseError("WRONGTYPE Operation against a key"))
         wait_until(lambda: "Cannot connect to" in worker.log.read_text(), 20, "it notices")
         time.sleep(4)
         assert worker.process and worker.process.poll() is None, "the worker is the same process"
