@@ -53,10 +53,10 @@ TEST = [
     [
         Step("fleet", "make -s fleet", tail=4),
         Step("contract", "make -s contract", tail=6),
-        Step("sanity", "make -s sanity", tail=4),
-        Step("molecule", "make -s molecule", tail=12),
         Step("game-day", "make -s game-day TABLE=", tail=24),
+        Step("molecule", "make -s molecule", tail=12),
         Step("integration", "make -s integration", tail=4),
+        Step("sanity", "make -s sanity", tail=4),
     ],
 ]
 PLANS = {"lint": LINT, "test": TEST}

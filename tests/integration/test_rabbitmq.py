@@ -235,9 +235,9 @@ def test_quorum_queue_grows_and_drains(play: Any, rabbit: RabbitServer, notes: R
             (told,) = play(("celery_inspect", {"commands": ["active"], "destination": [name]}))
             return len(told["nodes"][name]["replies"]["active"])
 
-        count = 40
+        count = 300  # they last longer than it takes to look
         send(rabbit, "lab.late", count, "slow", 2.0)
-        assert running() == 2
+        wait_until(lambda: running() == 2, 20, "two at once")
         grown, again = play(*[("celery_control", {"destination": [name], "pool_size": 4})] * 2)
         assert grown["after"][name]["pool_size"] == 4 and not again["changed"]
         # Acknowledged late, so no more than the prefetch are with the worker: four, where the old consumer had two.
