@@ -147,6 +147,9 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"no such step: {', '.join(unknown)}; the steps are: {', '.join(known)}", file=sys.stderr)
         return 2
+    # `make test ARGS="fleet"` names steps here; the make of a step must not take it for its own arguments.
+    for name in ("ARGS", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"):
+        os.environ.pop(name, None)
     os.environ["PATH"] = f"{TOP}/.venv/bin:{os.environ['PATH']}"
     os.environ["ANSIBLE_COLLECTIONS_PATH"] = f"{TOP}/tests/output/collections"
     os.environ["ANSIBLE_HOME"] = f"{TOP}/tests/output/ansible"
