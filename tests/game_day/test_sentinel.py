@@ -199,7 +199,7 @@ def test_a_dead_primary_is_replaced_and_no_replica_is_left(ha: Guarded) -> None:
     remark = f"no task began for {window['longest_gap']:.1f} s"
     remark += "; lost is what no replica had received" if ledger["lost"] else ""
     cured = max(begun.values()) + 5
-    ROWS.append(Row("the primary dies", "the Sentinels, `redis_failover`", None, cured, ledger, remark))
+    ROWS.append(Row("the primary dies, under Sentinel", "the Sentinels, `redis_failover`", None, cured, ledger, remark))
     refused = ha.play("redis_failover", expect=False, celeryops_redis_primary_wanted="any").text
     assert "no healthy replica" in refused and "Nothing was touched" in refused
     assert ha.ssh("worker2", "systemctl is-active celery-shopha-beat") == "active"
