@@ -9,7 +9,6 @@ Needs root and podman: it brings up three systemd hosts and removes them.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -18,10 +17,8 @@ from typing import Any
 TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "tests"))
 
-from common import say, tell
+from common import on_hosts, say
 from fleet.story import Story, StoryError, wheelhouse
-
-from support import link_collection
 
 RATE = 100
 STEADY_SECONDS = 15
@@ -79,22 +76,5 @@ def measure(story: Story) -> list[dict[str, Any]]:
     ]
 
 
-def main() -> int:
-    link_collection()
-    # The hosts go whatever ends this.
-    signal.signal(signal.SIGTERM, lambda *_args: sys.exit(143))
-    story = Story("bench")
-    try:
-        results = measure(story)
-    except StoryError as error:
-        say(f"{error}" + (f" (see {error.log})" if error.log else ""))
-        return 1
-    finally:
-        story.close()
-        story.down()
-    tell(results)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(on_hosts(measure))

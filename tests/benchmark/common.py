@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -27,3 +29,24 @@ def tell(results: list[dict[str, Any]], load: float | None = None) -> None:
         for entry in results:
             entry["conditions"] += f"; {os.cpu_count()} cores, load {load:.1f} at the start"
     print(json.dumps(results, indent=2))
+
+
+def on_hosts(measure: Callable[[Any], list[dict[str, Any]]]) -> int:
+    """Measure on the hosts of a Story, which go whatever ends this."""
+    from fleet.story import Story, StoryError
+
+    from support import link_collection
+
+    link_collection()
+    signal.signal(signal.SIGTERM, lambda *_args: sys.exit(143))
+    story = Story("bench")
+    try:
+        results = measure(story)
+    except StoryError as error:
+        say(f"{error}" + (f" (see {error.log})" if error.log else ""))
+        return 1
+    finally:
+        story.close()
+        story.down()
+    tell(results)
+    return 0

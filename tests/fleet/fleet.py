@@ -9,6 +9,7 @@ fleet.py reboot NAME HOST                           (the host keeps its disk)
 fleet.py kill NAME HOST                             (it is gone at once, until reboot)
 fleet.py cut NAME HOST OTHER, fleet.py join ...     (HOST reaches OTHER no more; packets are lost without a word)
 fleet.py mount NAME HOST DIRECTORY, unmount ...     (an empty file system of 64 MB)
+fleet.py memory NAME HOST UNIT MEGABYTES            (the kernel gives the unit's processes so much more, 0: as before)
 fleet.py down NAME | --all
 fleet.py status [--json]
 
@@ -265,6 +266,35 @@ def mount(name: str, host: str, directory: str, verb: str) -> None:
     run("nsenter", "-t", pid, "-m", *(small if verb == "mount" else ["umount", directory]))
 
 
+def memory(name: str, host: str, unit: str, megabytes: int) -> None:
+    """A bound that the kernel keeps. Within the host systemd has none to give where cgroups are those of version 1."""
+    container = f"{prefix(name)}-{host}"
+    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        shown = podman("exec", container, "systemctl", "show", "-P", "MemoryCurrent", unit).stdout.strip()
+        bound = f"{int(shown) + megabytes * 2**20}" if megabytes else "infinity"
+        podman("exec", container, "systemctl", "set-property", "--runtime", unit, f"MemoryMax={bound}")
+        return
+    top = Path("/sys/fs/cgroup/memory")
+    own = top / f"{container}-{unit}"
+    if megabytes:
+        own.mkdir(exist_ok=True)
+        # Only what is asked for from now on counts.
+        (own / "memory.limit_in_bytes").write_text(str(megabytes * 2**20))
+        group = podman("exec", container, "systemctl", "show", "-P", "ControlGroup", unit).stdout.strip()
+        inside = podman("exec", container, "cat", f"/sys/fs/cgroup/systemd{group}/cgroup.procs").stdout.split()
+        pairs = (line.split() for line in podman("top", container, "pid", "hpid").stdout.splitlines()[1:])
+        for pid in [outside for pid, outside in pairs if pid in inside]:
+            (own / "cgroup.procs").write_text(pid)
+        return
+    if own.is_dir():
+        main = podman("inspect", "--format", "{{.State.Pid}}", container).stdout.strip()
+        lines = Path(f"/proc/{main}/cgroup").read_text().splitlines()
+        home = next(line.split(":", 2)[2] for line in lines if line.split(":")[1] == "memory")
+        for pid in (own / "cgroup.procs").read_text().split():
+            (top / home.lstrip("/") / "cgroup.procs").write_text(pid)
+        own.rmdir()
+
+
 def addresses_in(subnet: str, hosts: list[str]) -> dict[str, str]:
     network = ipaddress.ip_network(subnet)
     return {host: str(network[11 + number]) for number, host in enumerate(hosts)}
@@ -336,6 +366,11 @@ def main() -> int:
         verb.add_argument("name")
         verb.add_argument("host")
         verb.add_argument("directory")
+    verb = verbs.add_parser("memory", help="bound what the processes of a unit may take")
+    verb.add_argument("name")
+    verb.add_argument("host")
+    verb.add_argument("unit")
+    verb.add_argument("megabytes", type=int)
     verb = verbs.add_parser("down", help="remove a fleet, or what is left of it")
     verb.add_argument("name", nargs="?")
     verb.add_argument("--all", action="store_true", help="every fleet of this checkout")
@@ -380,6 +415,9 @@ def main() -> int:
                     continue
                 if args.verb in ("mount", "unmount"):
                     mount(name, args.host, args.directory, args.verb)
+                    continue
+                if args.verb == "memory":
+                    memory(name, args.host, args.unit, args.megabytes)
                     continue
                 if args.verb == "reboot":
                     reboot(name, args.host)

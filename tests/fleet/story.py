@@ -215,6 +215,10 @@ class Story:
     def unmount(self, host: str, directory: str) -> None:
         self._fleet("unmount", self.name, host, directory)
 
+    def memory(self, host: str, unit: str, megabytes: int) -> None:
+        """The kernel gives the processes of a unit so much more, and kills the largest beyond; 0: as before."""
+        self._fleet("memory", self.name, host, unit, str(megabytes))
+
     def ssh(self, host: str, command: str, check: bool = True) -> str:
         done = subprocess.run(
             ["ssh", "-F", str(self.fleet / "ssh_config"), host, command],

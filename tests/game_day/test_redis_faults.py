@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from fleet.story import Story
 from fleet_support import IDLE, send, waiting
-from scorecard import ROWS, WORKERS, Row, all_answer, all_begin, first_begun, forget, mains, noticed
+from scorecard import ROWS, WORKERS, Row, all_answer, all_begin, first_begun, forget, mains, noticed, runs
 
 pytestmark = pytest.mark.ansible
 
@@ -294,7 +294,11 @@ def test_the_host_of_redis_reboots(shop: Story) -> None:
 
 
 def test_damage_in_the_midst_is_left_to_a_person(shop: Story) -> None:
+    forget(shop)
+    ids = send(shop, IDLE, "shop.update_cart", 200)
+    backup = shop.play("redis_backup").stats["celeryops_redis_backup"]["file"]
     shop.ssh("redis1", f"systemctl stop redis-server; cp -a {DATA} /var/lib/redis.kept")
+    restored = False
     try:
         file = shop.ssh("redis1", f"ls {DATA}/appendonlydir/*.incr.aof")
         # A third of the file: fewer bytes may all lie within one value, which nobody could tell from data.
@@ -303,17 +307,38 @@ def test_damage_in_the_midst_is_left_to_a_person(shop: Story) -> None:
             f"head -c {third} /dev/zero | dd of={file} bs=64K oflag=seek_bytes seek={third} conv=notrunc status=none"
         )
         shop.ssh("redis1", damage)
+        injected = time.time()
         before = shop.ssh("redis1", f"sha256sum {file}")
+        seen = noticed(shop, injected, "redis1")
         refused = shop.play("redis_recover", expect=False)
         assert "damaged in its midst" in refused.text and "celeryops_confirm, the name" in refused.text
         assert shop.ssh("redis1", f"sha256sum {file}") == before
         assert (
             "celeryops_confirm: must equal" in shop.play("redis_recover", expect=False, celeryops_confirm="shop").text
         )
+        # The person has a backup.
+        began = time.time()
+        done = shop.play("redis_restore", celeryops_file=backup, celeryops_confirm="redis1")
+        restored = True
+        assert done.stats["celeryops_redis_restore"]["parked"][IDLE] == len(ids)
+        shop.play("queue_move", celeryops_queue=f"restored.{IDLE}", celeryops_to="default")
+        load = shop.start("load", "--rate", "20", "--slow", "0.02")
+        try:
+            cured = all_begin(shop, began, 60)
+        finally:
+            load.stop()
+        ledger = shop.ledger("--wait", "60")
+        finished = {row["id"] for row in runs(shop) if row["phase"] != "begin"}
+        assert set(ids) <= finished and (ledger["lost"], ledger["run_twice"]) == ([], [])
+        ROWS.append(Row("the append-only file of Redis damaged in its midst", "`redis_restore`", seen, cured, ledger))
     finally:
-        shop.ssh("redis1", f"systemctl stop redis-server; rm -rf {DATA}/*; cp -a /var/lib/redis.kept/. {DATA}/")
-        shop.ssh("redis1", "rm -rf /var/lib/redis.kept; systemctl start redis-server")
+        if not restored:
+            shop.ssh("redis1", f"systemctl stop redis-server; rm -rf {DATA}/*; cp -a /var/lib/redis.kept/. {DATA}/")
+            shop.ssh("redis1", "systemctl start redis-server")
+        shop.ssh("redis1", f"rm -rf /var/lib/redis.kept {KEPT}/* {DATA}/before-restore-*")
+        shop.ssh("worker1", f"rm -f {KEPT}/*before-restore* {KEPT}/*.ids")
         all_answer(shop)
+        forget(shop)
 
 
 LEAKED = 9500  # the workers and the playbook need some of the 10,000 that Redis takes

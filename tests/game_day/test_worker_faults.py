@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
 
 import pytest
 from fleet.story import Background, Story
-from fleet_support import HOSTS
+from fleet_support import HOSTS, send
 from scorecard import ROWS, Row, all_begin, forget, mains, noticed, runs
+
+from support import wait_until
 
 pytestmark = pytest.mark.ansible
 
@@ -29,6 +32,11 @@ def load(shop: Story) -> Iterator[Background]:
     if program.running():
         program.stop()
     forget(shop)
+
+
+def letters(story: Story, queue: str) -> list[str]:
+    """Ids of the messages in a list."""
+    return [json.loads(line)["headers"]["id"] for line in story.redis("LRANGE", queue, "0", "-1").splitlines() if line]
 
 
 def test_all_workers_are_killed(shop: Story, load: Background) -> None:
@@ -67,6 +75,32 @@ def test_a_worker_answers_and_consumes_nothing(shop: Story, load: Background) ->
     after = mains(shop)
     assert [name for name in before if before[name] != after[name]] == ["worker2 bulk-1"]
     ROWS.append(Row("a worker answers and consumes nothing", "`redis_recover`", seen, cured, ledger))
+
+
+def test_tasks_take_more_memory_than_there_is(shop: Story, load: Background) -> None:
+    """The kernel kills the pool process; what it ran is a dead letter, and runs where there is memory again."""
+    unit, dead = "celery-shop-worker@bulk-1.service", "reports.dead"
+    before = mains(shop)
+    for host in HOSTS:
+        shop.memory(host, unit, 100)
+    try:
+        since = time.time()
+        greedy = sorted(send(shop, "reports", "shop.sales_report", 10, 400))
+        wait_until(lambda: sorted(letters(shop, dead)) == greedy, 60, "the kernel kills what takes too much")
+        seen = noticed(shop, since, dead)
+    finally:
+        for host in HOSTS:
+            shop.memory(host, unit, 0)
+    began = time.time()
+    done = shop.play("dead_letter_requeue", celeryops_queue="reports")
+    assert done.stats["celeryops_dead_letter_requeue"]["requeued"] == 10
+    cured = all_begin(shop, began)
+    load.stop()
+    ledger = shop.ledger("--wait", "60")
+    assert ledger["lost"] == [] and mains(shop) == before
+    assert sorted(line.split()[0] for line in ledger["run_twice"]) == greedy
+    remark = "those killed, which run again"
+    ROWS.append(Row("tasks take more memory than there is", "`dead_letter_requeue`", seen, cured, ledger, remark))
 
 
 def test_the_network_is_cut(shop: Story, load: Background) -> None:

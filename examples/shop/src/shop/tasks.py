@@ -54,9 +54,11 @@ def send_reminder(self: Any, order: int) -> None:
 
 @shared_task(name="shop.sales_report", bind=True, acks_late=True)
 @recorded
-def sales_report(self: Any, seconds: float = 1.5) -> None:
-    """The slow one."""
+def sales_report(self: Any, seconds: float = 1.5, megabytes: int = 0) -> None:
+    """The slow one, and where many sales are reported the large one."""
+    sales = bytearray(megabytes * 2**20)
     time.sleep(seconds)
+    del sales
 
 
 @shared_task(name="shop.expire_carts", bind=True)
