@@ -26,7 +26,7 @@ from celeryops import __version__
 from celeryops.engine import ledger, tasks
 from celeryops.engine.connection import Broker, BrokerSpec
 from celeryops.engine.control import Control, Request
-from support import TESTS, RedisServer, Worker, wait_until, workers
+from support import PATIENCE, TESTS, RedisServer, Worker, wait_until, workers
 
 RUNTIME = ("--include", "celeryops.worker")
 STOPS, STOPS_OF_ONE = 4, 150
@@ -80,7 +80,7 @@ def systemds(tmp_path: Path) -> Iterator[Callable[[str], Systemd]]:
 
 
 def ask(url: str, command: str, **arguments: Any) -> dict[str, Any]:
-    with Broker(BrokerSpec.build(url=url)) as broker, Control(broker) as control:
+    with Broker(BrokerSpec.build(url=url)) as broker, Control(broker, timeout=3 * PATIENCE) as control:
         return {reply.node: reply.error or reply.value for reply in control.broadcast(command, arguments).replies}
 
 
