@@ -309,7 +309,7 @@ def test_damage_in_the_midst_is_left_to_a_person(shop: Story) -> None:
         shop.ssh("redis1", damage)
         injected = time.time()
         before = shop.ssh("redis1", f"sha256sum {file}")
-        seen = noticed(shop, injected, "redis1")
+        seen = noticed(shop, injected)
         refused = shop.play("redis_recover", expect=False)
         assert "damaged in its midst" in refused.text and "celeryops_confirm, the name" in refused.text
         assert shop.ssh("redis1", f"sha256sum {file}") == before
