@@ -31,12 +31,26 @@ class Guarded(Story):
 
     def __init__(self, shop: Story) -> None:
         self.__dict__.update(shop.__dict__)
-        self.secret, self.watchword = secrets.token_hex(8), secrets.token_hex(8)
+        self.secret, self.watchword, self.sender = (secrets.token_hex(8) for _one in range(3))
+        self.users = self.passwords()
         self.groups, self.values = (self.fleet / f"sentinel-{name}.json" for name in ("groups", "values"))
         config = (self.fleet / "ssh_config").read_text()
         self.addresses = dict(re.findall(r"^Host (\w+)\s+HostName (\S+)", config, re.MULTILINE))
-        self.broker = ";".join(f"sentinel://:{self.secret}@{self.addresses[host]}:26379/0" for host in ALL)
         self.options = {"master_name": "shopha", "sentinel_kwargs": {"password": self.watchword}}
+
+    def passwords(self) -> dict[str, str]:
+        roles = ("worker", "beat", "operator", "replica", "sentinel")
+        return {**{role: secrets.token_hex(8) for role in roles}, "producer": self.sender}
+
+    def broker(self, user: str = "", password: str = "") -> str:
+        login = f"{user}:{password or self.secret}"
+        return ";".join(f"sentinel://{login}@{self.addresses[host]}:26379/0" for host in ALL)
+
+    def rotate(self) -> Play:
+        """Every password but that of the shop, which sends meanwhile."""
+        before, self.secret, self.users = self.secret, secrets.token_hex(8), self.passwords()
+        self.prepare()
+        return self.play("redis_rotate_secret", celeryops_redis_password_before=before)
 
     def prepare(self) -> None:
         groups = {"ha_workers": NODES[1:], "ha_beat": NODES[1:], "ha_redis": NODES, "ha_sentinels": ALL}
@@ -46,7 +60,10 @@ class Guarded(Story):
             "celeryops_beat_group": "ha_beat",
             "celeryops_redis_group": "ha_redis",
             "celeryops_sentinel_group": "ha_sentinels",
-            "celeryops_broker_url": self.broker,
+            "celeryops_broker_url": self.broker(),
+            "celeryops_redis_users": [
+                {"name": role, "role": role, "password": password} for role, password in self.users.items()
+            ],
             "celeryops_result_backend": self.url(self.address, RESULTS),
             "celeryops_transport_options": self.options,
             "celeryops_environment": {"SHOP_LEDGER_URL": self.url(self.address, LEDGER)},
@@ -60,12 +77,12 @@ class Guarded(Story):
     def play(self, playbook: str, *arguments: str, expect: bool | None = True, **variables: Any) -> Play:
         mine = ("-i", str(self.groups), "-e", f"@{self.values}")
         play = super().play(playbook, *mine, *arguments, expect=expect, **variables)
-        assert self.secret not in play.text and self.watchword not in play.text
+        assert not any(word in play.text for word in (self.secret, self.watchword, *self.users.values()))
         return play
 
     def client_environment(self) -> dict[str, str]:
         return {
-            "CELERY_BROKER_URL": self.broker,
+            "CELERY_BROKER_URL": self.broker("producer", self.sender),
             "CELERY_RESULT_BACKEND": self.url(self.address, RESULTS),
             "CELERYOPS_TRANSPORT_OPTIONS": json.dumps(self.options),
             "SHOP_LEDGER_URL": self.url(self.address, LEDGER),
@@ -79,8 +96,11 @@ class Guarded(Story):
         told = self.ask(host, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shopha").split()
         return next(name for name, address in self.addresses.items() if address == told[0])
 
+    def server(self, host: str, command: str) -> str:
+        return self.ssh(host, f"REDISCLI_AUTH={self.secret} redis-cli {command}", check=False)
+
     def role(self, host: str) -> str:
-        return self.ssh(host, f"REDISCLI_AUTH={self.secret} redis-cli INFO replication", check=False)
+        return self.server(host, "INFO replication")
 
     def follows(self, host: str) -> bool:
         return "role:slave" in self.role(host) and "master_link_status:up" in self.role(host)
@@ -141,10 +161,14 @@ def test_a_group_that_is_well_and_what_is_refused(ha: Guarded) -> None:
 
 
 def test_a_planned_failover_under_load(ha: Guarded) -> None:
-    before = ha.mains()
     load = ha.start("load", "--rate", "20", "--slow", "0.02")
     try:
         time.sleep(1)
+        rotated = ha.rotate()
+        report = rotated.stats["celeryops_redis_rotate_secret"]
+        print(f"passwords rotated {rotated.seconds:.1f} s")
+        assert report["left"] == {} and len(report["restarted"]["worker2"]) == 2
+        before = ha.mains()
         wish = {"celeryops_redis_primary_wanted": "worker2"}
         plan = ha.play("redis_failover", "--check", "--diff", **wish)
         assert plan.changed > 0 and "Would be the primary" in plan.text and ha.primary() == "worker1"
@@ -164,6 +188,13 @@ def test_a_planned_failover_under_load(ha: Guarded) -> None:
     )
     assert ledger["lost"] == [] and done["restarted"] == {"worker2": []} and ha.mains() == before
     assert done["gap"] < 10
+    # Each as itself, with the new password, and refused nothing.
+    assert [ha.server(host, "ACL LOG") for host in NODES] == ["", ""]
+    rows = [row for host in NODES for row in ha.server(host, "CLIENT LIST").splitlines() if "cmd=client" not in row]
+    users = {word.removeprefix("user=") for row in rows for word in row.split() if word.startswith("user=")}
+    assert {"worker", "beat", "replica", "sentinel"} <= users and "default" not in users, users
+    files = "/etc/redis/*.conf /etc/celeryops/shopha/*"
+    assert not any(ha.secret in ha.ssh(host, f"cat {files}", check=False) for host in ALL)
     # Neither the playbook nor site undoes it.
     assert ha.play("redis_failover", **wish).changed == 0
     again = ha.play("site", celeryops_release="v1")

@@ -149,6 +149,26 @@ def test_a_password_is_rotated_in_steps(lab: Lab) -> None:
     assert lab.ask("worker", NEW, "PING") == "PONG" and lab.ask("operator", "operator-operator", "DBSIZE") == "0"
 
 
+def test_a_link_of_a_replica_is_older_than_its_password(lab: Lab) -> None:
+    """It was given the new one and goes on with what it has. One of somebody else's would be shut out."""
+
+    def own(password: str) -> list[dict[str, Any]]:
+        return [*USERS, {"name": "replica", "role": "replica", "password": password}]
+
+    lab.bring(own("replica-replica-1"))
+    with lab.connect("replica", "replica-replica-1") as link:
+        link.sendall(b"PSYNC ? -1\r\n")
+        assert link.recv(100).startswith(b"+FULLRESYNC")
+        lab.bring(own("replica-replica-2"))
+        held = lab.bring(own("replica-replica-2"), step="finish")
+        assert held["left"] == {"replica": "password"} and "replica (from 127.0.0.1)" in held["msg"]
+        assert lab.bring(own("replica-replica-2"), step="finish", links=["localhost"])["finished"]
+        assert "slave0:ip=127.0.0.1" in lab.redis.cli("INFO", "replication")
+    assert "WRONGPASS" in lab.ask("replica", "replica-replica-1", "PING")
+    assert "NOPERM" in lab.ask("replica", "replica-replica-2", "GET", "x")
+
+
+
 def test_the_administrator_is_rotated_with_the_password_before(lab: Lab) -> None:
     lab.bring()
     refused = lab.bring(password=NEW)

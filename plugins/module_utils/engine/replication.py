@@ -139,9 +139,27 @@ def linked(server: Server, leader: str, timeout: float) -> None:
         time.sleep(0.2)
 
 
+def hand(server: Server, user: str, password: str, *, dry: bool) -> list[str]:
+    """What this Redis gives to its primary, now or after a failover; it keeps that itself. Names of what was otherwise.
+
+    The link that it has stays as it is.
+    """
+    wanted = {"masteruser": user, "masterauth": password}
+    differ = [name for name, value in wanted.items() if _setting(server, name) != value]
+    if differ and not dry:
+        for name in differ:
+            server.ask("CONFIG", "SET", name, quoted(wanted[name]), hidden=True)
+        server.ask("CONFIG", "REWRITE")
+    return differ
+
+
+def _setting(server: Server, name: str) -> str:
+    return "\n".join(server.ask("CONFIG", "GET", name).splitlines()[1:])
+
+
 @dataclass(frozen=True)
 class Sentinel:
-    """What one Sentinel is to watch, and how."""
+    """What one Sentinel is to watch, how, and whom it connects to Redis as."""
 
     port: int
     bind: Sequence[str]
@@ -149,6 +167,8 @@ class Sentinel:
     down_after: int  # milliseconds
     failover_timeout: int  # milliseconds
     directory: str
+    user: str = ""
+    password: str = field(default="", repr=False)
 
     def fixed(self, group: Group) -> dict[str, str]:
         found = {"port": str(self.port), "bind": " ".join(self.bind), "protected-mode": "no"}
@@ -169,8 +189,10 @@ class Sentinel:
         host, _colon, port = leader.rpartition(":")
         lines = [f"{name} {value}" for name, value in self.fixed(group).items()]
         lines += [f"dir {self.directory}", f"sentinel monitor {group.name} {host} {port} {self.quorum}"]
-        if group.password:
-            lines.append(f"sentinel auth-pass {group.name} {quoted(group.password)}")
+        if self.user:
+            lines.append(f"sentinel auth-user {group.name} {self.user}")
+        if self.password:
+            lines.append(f"sentinel auth-pass {group.name} {quoted(self.password)}")
         lines.append(f"sentinel down-after-milliseconds {group.name} {self.down_after}")
         lines.append(f"sentinel failover-timeout {group.name} {self.failover_timeout}")
         return "\n".join([*lines, f"sentinel parallel-syncs {group.name} 1", ""])
@@ -216,6 +238,7 @@ def differing(server: Server, text: str, wanted: Sentinel, group: Group) -> dict
     told = server.ask("SENTINEL", "MASTER", group.name).splitlines()
     now = dict(zip(told[::2], told[1::2], strict=False))
     found = {name: value for name, value in wanted.settings().items() if now.get(name) != value}
-    if line_of(text, f"sentinel auth-pass {group.name}") != group.password:
-        found["auth-pass"] = group.password
+    for name, value in (("auth-user", wanted.user), ("auth-pass", wanted.password)):
+        if line_of(text, f"sentinel {name} {group.name}") != value:
+            found[name] = value
     return found
