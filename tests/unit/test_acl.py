@@ -73,7 +73,7 @@ def test_only_who_has_to_reaches_every_key(role: str) -> None:
 
 
 def test_only_under_sentinel_the_operator_may_change_the_primary() -> None:
-    """And set what Redis runs with, which would make it the administrator, only where one of several is to be chosen."""
+    """And set what Redis runs with, which makes it the administrator, only where one of several is to be chosen."""
     alone, pair, three = (acl.rules("operator", Layout(replicas=number)) for number in (0, 1, 2))
     assert not {"+replicaof", "+client|pause", "+config|rewrite", "+config|set"} & {*alone}
     assert {"+replicaof", "+client|pause", "+client|unpause", "+config|rewrite"} == {*pair} - {*alone}
