@@ -120,7 +120,7 @@ class Guarded(Story):
                 "systemctl disable -q --now celery-shopha.target $(systemctl list-units --all --plain --no-legend"
                 f" 'celery-shopha-*' | cut -d' ' -f1); apt-get -qq purge -y {gone} >/dev/null 2>&1;"
                 " rm -rf /etc/systemd/system/celery-shopha* /etc/systemd/system/*.wants/celery-shopha* /srv/shopha"
-                " /etc/celeryops/shopha /etc/redis/sentinel.conf;"
+                " /etc/celeryops/shopha /etc/redis/sentinel.conf /var/backups/celeryops/shopha;"
                 + (
                     " rm -rf /etc/redis /var/lib/redis/* /etc/systemd/system/redis-server.service.d;"
                     if host in NODES
@@ -201,6 +201,20 @@ def test_a_planned_failover_under_load(ha: Guarded) -> None:
     print(f"second run of site {again.seconds:.1f} s")
     assert again.changed == 0
     assert ha.primary() == "worker2" and ha.follows("worker1")
+
+
+def test_a_backup_comes_back_on_the_primary_and_on_no_other(ha: Guarded) -> None:
+    ha.server("worker2", "SET marker before")
+    file = ha.play("redis_backup", celeryops_redis_host="worker2").stats["celeryops_redis_backup"]["file"]
+    ha.server("worker2", "SET marker after")
+    variables = {"celeryops_file": file, "celeryops_redis_host": "worker1", "celeryops_confirm": "worker1"}
+    refused = ha.play("redis_restore", expect=False, **variables)
+    assert f"name {ha.addresses['worker2']}:6379 as the primary" in refused.text and refused.changed == 0
+    play = ha.play("redis_restore", **{**variables, "celeryops_redis_host": "worker2", "celeryops_confirm": "worker2"})
+    print(f"restored {play.seconds:.1f} s")
+    assert [ha.primary(host) for host in ALL] == ["worker2"] * 3
+    wait_until(lambda: ha.follows("worker1"), 20, "the replica copies it", 0.5)
+    assert [ha.server(host, "GET marker") for host in NODES] == ["before"] * 2
 
 
 def test_a_dead_primary_is_replaced_and_no_replica_is_left(ha: Guarded) -> None:

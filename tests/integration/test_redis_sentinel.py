@@ -274,6 +274,41 @@ def test_who_leads_is_asked_before_anybody_becomes_a_replica(servers: SentinelSe
             attach(servers.redis_ports[0], replication.Group([first], first, [], "lab", servers.password))
 
 
+def test_what_another_redis_would_undo_is_refused(servers: SentinelSet) -> None:
+    first, second = (Server(port, servers.password) for port in servers.redis_ports)
+    me, other = (f"127.0.0.1:{server.port}" for server in (first, second))
+    sentinels = [f"127.0.0.1:{port}" for port in servers.sentinel_ports]
+    group = replication.Group([], "", sentinels, "lab")
+    known = replication.standing(first)
+    assert (known.source, known.replicas, known.watchers) == ("", [other], 3)
+    assert replication.standing(second).source == me
+
+    # The Sentinels of the group may watch until they are stopped, others never.
+    replication.may_restore(first, group, me, stopped=False)
+    fewer = replication.Group([], "", sentinels[:2], "lab")
+    for of, stopped in ((group, True), (fewer, False), (replication.Group([], "", [], ""), False)):
+        with pytest.raises(PreconditionFailed, match="3 Sentinels watch this Redis"):
+            replication.may_restore(first, of, me, stopped=stopped)
+    with pytest.raises(PreconditionFailed, match=f"name {me} as the primary.*celeryops_redis_host"):
+        replication.may_restore(second, group, other, stopped=False)
+    with pytest.raises(PreconditionFailed, match=f"replica of {me}.*celeryops_redis_host"):
+        replication.may_flush(second)
+    with pytest.raises(PreconditionFailed, match=f"{other} replicate this Redis"):
+        replication.may_flush(first)
+
+    for port in servers.sentinel_ports:
+        servers.kill(port)
+    wait_until(lambda: replication.standing(first).watchers == 0, 5, "nobody watches")
+    replication.may_restore(first, group, me, stopped=True)
+    with pytest.raises(PreconditionFailed, match=f"replica of {me}"):
+        replication.may_restore(second, group, other, stopped=True)
+    # One that is down, and that no Sentinel has replaced, may be restored.
+    servers.kill(second.port)
+    replication.may_restore(second, group, other, stopped=True)
+    wait_until(lambda: not replication.standing(first).replicas, 5, "nobody follows")
+    replication.may_flush(first)
+
+
 def test_a_running_sentinel_is_set_without_a_secret_in_a_command_line(servers: SentinelSet) -> None:
     port = servers.sentinel_ports[0]
     file = servers.directory / str(port) / "redis.conf"

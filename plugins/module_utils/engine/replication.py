@@ -139,6 +139,71 @@ def linked(server: Server, leader: str, timeout: float) -> None:
         time.sleep(0.2)
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What a Redis that answers is to others."""
+
+    source: str  # whose replica it is, empty for a primary
+    replicas: Sequence[str]
+    watchers: int  # Sentinels
+
+
+def standing(server: Server) -> Standing:
+    info = server.info("replication")
+    followers = (info.get(f"slave{number}", "") for number in range(int(info.get("connected_slaves", "0"))))
+    told = [dict(word.partition("=")[::2] for word in row.split(",")) for row in followers if row]
+    # Each Sentinel has one subscription to each Redis that it watches.
+    watchers = server.ask("PUBSUB", "NUMSUB", "__sentinel__:hello").splitlines()[-1:]
+    return Standing(
+        f"{info['master_host']}:{info['master_port']}" if info.get("role") == "slave" else "",
+        [f"{one['ip']}:{one['port']}" for one in told],
+        int(watchers[0]) if watchers and watchers[0].isdigit() else 0,
+    )
+
+
+def may_restore(server: Server, group: Group, me: str, *, stopped: bool) -> None:
+    """Refuse where what is restored would be overwritten by another Redis.
+
+    `stopped`: the Sentinels of the group are to be at rest by now; before that they may watch.
+    """
+    led = group.named()
+    if led and led != me:
+        raise PreconditionFailed(
+            f"the Sentinels name {led} as the primary, which would overwrite what is restored here. Restore it there:"
+            f" celeryops_redis_host."
+        )
+    try:
+        found = standing(server)
+    except (ConnectionFailed, Refused):
+        return  # it is down, and no Sentinel has replaced it
+    if found.source:
+        raise PreconditionFailed(
+            f"this Redis is a replica of {found.source}, which would overwrite what is restored here. Restore it there:"
+            f" celeryops_redis_host."
+        )
+    if found.watchers > (0 if stopped else len(group.sentinels)):
+        raise PreconditionFailed(
+            f"{found.watchers} Sentinels watch this Redis and would promote a replica with the old data meanwhile."
+            f" The {len(group.sentinels)} of celeryops_sentinel_group are stopped for that time; stop the others"
+            f" (systemctl stop redis-sentinel), or put their hosts into the group."
+        )
+
+
+def may_flush(server: Server) -> None:
+    """Refuse where the keys of other hosts would go too, or are those of another."""
+    found = standing(server)
+    if found.source:
+        raise PreconditionFailed(
+            f"this Redis is a replica of {found.source} and cannot be emptied by itself. Name the host of the primary:"
+            f" celeryops_redis_host."
+        )
+    if found.replicas:
+        raise PreconditionFailed(
+            f"{', '.join(found.replicas)} replicate this Redis and would lose their keys too; nobody has named them."
+            f" Stop Redis there first, or let it go its own way with REPLICAOF NO ONE."
+        )
+
+
 def hand(server: Server, user: str, password: str, *, dry: bool) -> list[str]:
     """What this Redis gives to its primary, now or after a failover; it keeps that itself. Names of what was otherwise.
 
