@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from beside import Beside
 from fleet.story import Play, Story
 from scorecard import ROWS, Row, first_begun
 
@@ -20,20 +20,19 @@ from support import wait_until
 
 pytestmark = pytest.mark.ansible
 
-LEDGER, RESULTS = 5, 6
 ALL = ("redis1", "worker1", "worker2")
 NODES = ALL[1:]
-WORKERS = [f"shopha-{instance}@worker2" for instance in ("bulk-1", "fast-1")]
 
 
-class Guarded(Story):
-    """The same fleet seen from the application shopha. What it counts with stays in the Redis of the shop."""
+class Guarded(Beside):
+    """The shop on a Redis under Sentinel."""
+
+    app, ledger_db, results_db = "shopha", 5, 6
 
     def __init__(self, shop: Story) -> None:
-        self.__dict__.update(shop.__dict__)
+        super().__init__(shop)
         self.secret, self.watchword, self.sender = (secrets.token_hex(8) for _one in range(3))
         self.users = self.passwords()
-        self.groups, self.values = (self.fleet / f"sentinel-{name}.json" for name in ("groups", "values"))
         config = (self.fleet / "ssh_config").read_text()
         self.addresses = dict(re.findall(r"^Host (\w+)\s+HostName (\S+)", config, re.MULTILINE))
         self.options = {"master_name": "shopha", "sentinel_kwargs": {"password": self.watchword}}
@@ -55,7 +54,6 @@ class Guarded(Story):
     def prepare(self) -> None:
         groups = {"ha_workers": NODES[1:], "ha_beat": NODES[1:], "ha_redis": NODES, "ha_sentinels": ALL}
         values = {
-            "celeryops_app_name": "shopha",
             "celeryops_worker_group": "ha_workers",
             "celeryops_beat_group": "ha_beat",
             "celeryops_redis_group": "ha_redis",
@@ -64,29 +62,17 @@ class Guarded(Story):
             "celeryops_redis_users": [
                 {"name": role, "role": role, "password": password} for role, password in self.users.items()
             ],
-            "celeryops_result_backend": self.url(self.address, RESULTS),
             "celeryops_transport_options": self.options,
-            "celeryops_environment": {"SHOP_LEDGER_URL": self.url(self.address, LEDGER)},
         }
-        self.values.touch(mode=0o600)
-        self.values.write_text(json.dumps(values))
-        self.groups.write_text(
-            json.dumps({name: {"hosts": {host: {} for host in hosts}} for name, hosts in groups.items()})
-        )
+        self.write(groups, values)
 
     def play(self, playbook: str, *arguments: str, expect: bool | None = True, **variables: Any) -> Play:
-        mine = ("-i", str(self.groups), "-e", f"@{self.values}")
-        play = super().play(playbook, *mine, *arguments, expect=expect, **variables)
+        play = super().play(playbook, *arguments, expect=expect, **variables)
         assert not any(word in play.text for word in (self.secret, self.watchword, *self.users.values()))
         return play
 
     def client_environment(self) -> dict[str, str]:
-        return {
-            "CELERY_BROKER_URL": self.broker("producer", self.sender),
-            "CELERY_RESULT_BACKEND": self.url(self.address, RESULTS),
-            "CELERYOPS_TRANSPORT_OPTIONS": json.dumps(self.options),
-            "SHOP_LEDGER_URL": self.url(self.address, LEDGER),
-        }
+        return self.producer(self.broker("producer", self.sender), self.options)
 
     def ask(self, host: str, *command: str) -> str:
         """A Sentinel."""
@@ -105,28 +91,17 @@ class Guarded(Story):
     def follows(self, host: str) -> bool:
         return "role:slave" in self.role(host) and "master_link_status:up" in self.role(host)
 
-    def mains(self) -> list[str]:
-        """The main process of every worker."""
-        units = [f"celery-shopha-worker@{instance}.service" for instance in ("bulk-1", "fast-1")]
-        return self.ssh("worker2", f"systemctl show -P MainPID {' '.join(units)}").split()
-
     def remove(self) -> None:
-        for db in (LEDGER, RESULTS):
-            self.redis("FLUSHDB", db=db)
+        super().remove()
         for host in ALL:
             gone = "redis-sentinel" + (" redis-server" if host in NODES else "")
+            files = "/etc/redis/sentinel.conf"
+            if host in NODES:
+                files = "/etc/redis /var/lib/redis/* /etc/systemd/system/redis-server.service.d"
             self.ssh(
                 host,
-                "systemctl disable -q --now celery-shopha.target $(systemctl list-units --all --plain --no-legend"
-                f" 'celery-shopha-*' | cut -d' ' -f1); apt-get -qq purge -y {gone} >/dev/null 2>&1;"
-                " rm -rf /etc/systemd/system/celery-shopha* /etc/systemd/system/*.wants/celery-shopha* /srv/shopha"
-                " /etc/celeryops/shopha /etc/redis/sentinel.conf /var/backups/celeryops/shopha;"
-                + (
-                    " rm -rf /etc/redis /var/lib/redis/* /etc/systemd/system/redis-server.service.d;"
-                    if host in NODES
-                    else ""
-                )
-                + " systemctl daemon-reload; systemctl reset-failed",
+                f"apt-get -qq purge -y {gone} >/dev/null 2>&1; rm -rf {files} /var/backups/celeryops/shopha;"
+                " systemctl daemon-reload; systemctl reset-failed",
                 check=False,
             )
 
@@ -226,11 +201,13 @@ def test_a_dead_primary_is_replaced_and_no_replica_is_left(ha: Guarded) -> None:
         ha.ssh("worker2", "systemctl kill -s KILL redis-server; systemctl stop redis-server")
         play = ha.play("redis_failover")
         done = play.stats["celeryops_redis_failover"]
-        wait_until(lambda: sorted(first_begun(ha, died + 5, LEDGER)) == WORKERS, 30, "every worker begins a task", 0.5)
+        wait_until(
+            lambda: sorted(first_begun(ha, died + 5, ha.ledger_db)) == ha.workers, 30, "every worker begins a task", 0.5
+        )
     finally:
         sent = load.stop()
     ledger = ha.ledger("--wait", "60")
-    begun = first_begun(ha, died + 5, LEDGER)
+    begun = first_begun(ha, died + 5, ha.ledger_db)
     window = ha.window(died, time.time())
     print(
         f"dead: {play.seconds:.1f} s, {done}; sent {sent}, first tasks after death + 5 s {begun}, wait"
