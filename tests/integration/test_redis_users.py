@@ -55,9 +55,7 @@ class Lab:
             "databases": [0, 1], "path": str(self.file), "group": "root", **options,
         }  # fmt: skip
 
-    def bring(
-        self, users: list[dict[str, Any]] | None = None, password: str = ADMIN, **options: Any
-    ) -> dict[str, Any]:
+    def bring(self, users: list[dict[str, Any]] | None = None, password: str = ADMIN, **options: Any) -> dict[str, Any]:
         check = options.pop("check", False)
         asked = self.arguments(USERS if users is None else users, password, **options)
         result = self.ansible.module("redis_users", asked, check=check)
@@ -166,7 +164,6 @@ def test_a_link_of_a_replica_is_older_than_its_password(lab: Lab) -> None:
         assert "slave0:ip=127.0.0.1" in lab.redis.cli("INFO", "replication")
     assert "WRONGPASS" in lab.ask("replica", "replica-replica-1", "PING")
     assert "NOPERM" in lab.ask("replica", "replica-replica-2", "GET", "x")
-
 
 
 def test_the_administrator_is_rotated_with_the_password_before(lab: Lab) -> None:
