@@ -41,7 +41,7 @@ LINT = [
         Step("mypy", "mypy"),
         Step("house", "python scripts/house.py"),
         Step("yamllint", "yamllint --strict ."),
-        Step("ruff", "ruff check --output-format concise ."),
+        Step("ruff", "ruff check --output-format concise . && ruff format --quiet --check ."),
         Step("shellcheck", f"git grep -lIE --untracked '{SHELL}' -- ':!*.md' | xargs -r shellcheck"),
         Step("changelog", "antsibull-changelog lint"),
     ]

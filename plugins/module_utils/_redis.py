@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from .engine.backup import Server
-from .engine.errors import CeleryOpsError, PreconditionFailed
+from .engine.errors import AuthenticationFailed, CeleryOpsError, ConnectionFailed, PreconditionFailed
 from .engine.replication import Group, resolve
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -41,6 +42,27 @@ def group_of(params: Mapping[str, Any], password: str) -> Group:
         password,
         params["sentinel_password"],
     )
+
+
+def reach(server: Server, before: str, dry: bool) -> Server | None:
+    """The Redis that runs, asked with the password it takes; None where it is down, or is still to be installed."""
+    if dry and shutil.which("redis-cli") is None:
+        return None
+    refused: AuthenticationFailed | None = None
+    for password in dict.fromkeys((server.password, before, "")):
+        candidate = Server(server.port, password, server.timeout)
+        try:
+            candidate.ask("PING")
+        except AuthenticationFailed as exc:
+            refused = refused or exc
+        except ConnectionFailed:
+            return None
+        else:
+            return candidate
+    raise AuthenticationFailed(
+        f"Redis on port {server.port} takes neither celery_redis_password nor celeryops_redis_password_before. To"
+        " change the administrator's password give the present one as celeryops_redis_password_before."
+    ) from refused
 
 
 def run(body: Callable[[AnsibleModule, Server], dict[str, Any]], argument_spec: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ version_added: 0.1.0
 description:
   - For a host of development. Removes every key of every database, which is all work that waits, runs or is scheduled,
     of every application on that Redis. Make a backup first; the playbook C(redis_flush) does.
+  - Refuses a replica, and a primary whose replicas would be emptied too.
 author:
   - celeryops contributors (@celeryops)
 extends_documentation_fragment:
@@ -53,6 +54,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.celeryops.runbook.plugins.module_utils._redis import run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.backup import Server
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.replication import may_flush
 
 ARGUMENT_SPEC = {"confirm": {"type": "str", "required": True}}
 
@@ -70,6 +72,7 @@ def keys(server: Server) -> dict[str, int]:
 def flush(module: AnsibleModule, server: Server) -> dict[str, Any]:
     if module.params["confirm"] != "all keys":
         raise PreconditionFailed("confirm: must be 'all keys'; every key of every database is removed.")
+    may_flush(server)
     found = keys(server)
     if found and not module.check_mode:
         server.ask("FLUSHALL", "SYNC", timeout=600)

@@ -12,7 +12,8 @@ version_added: 0.1.0
 description:
   - Asks the Sentinels, then the other servers, who is the primary now. The inventory counts only where nobody knows.
   - Makes this Redis its replica, unless it is the primary or a replica already. One that was promoted stays it.
-  - Redis keeps it in its own configuration, as it does after a failover.
+  - Sets what this Redis gives to its primary, also where it leads at the moment.
+  - Redis keeps both in its own configuration, as it does after a failover.
 author:
   - celeryops contributors (@celeryops)
 extends_documentation_fragment:
@@ -24,6 +25,18 @@ options:
     description: Address of this Redis, one of O(peers).
     type: str
     required: true
+  password_before:
+    description: The administrator's password until now, needed in check mode where it is to change.
+    type: str
+    default: ""
+  user:
+    description: User that replicas connect as, of the role V(replica). Empty for the administrator.
+    type: str
+    default: ""
+  user_password:
+    description: Password of O(user). Without O(user) it is O(password).
+    type: str
+    default: ""
   discard:
     description: Whether keys that this Redis has may be lost. Otherwise it is left as it is, and the module fails.
     type: bool
@@ -56,6 +69,11 @@ primary:
   description: Address of the primary.
   returned: success
   type: str
+handed:
+  description: What was otherwise of the user and the password that this Redis gives to its primary.
+  returned: success
+  type: list
+  elements: str
 discarded:
   description: Keys that were lost, or would be.
   returned: success
@@ -66,7 +84,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._redis import GROUP_SPEC, group_of, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._redis import GROUP_SPEC, group_of, reach, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import replication
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.backup import Server
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed
@@ -74,6 +92,9 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors im
 ARGUMENT_SPEC = {
     **GROUP_SPEC,
     "address": {"type": "str", "required": True},
+    "password_before": {"type": "str", "no_log": True, "default": ""},
+    "user": {"type": "str", "default": ""},
+    "user_password": {"type": "str", "no_log": True, "default": ""},
     "discard": {"type": "bool", "default": False},
     "timeout": {"type": "float", "default": 600.0},
 }
@@ -84,11 +105,23 @@ def follow(module: AnsibleModule, server: Server) -> dict[str, Any]:
     group, me = group_of(params, params["password"]), replication.resolve(params["address"])
     if me not in group.peers:
         raise PreconditionFailed(f"address: {params['address']} is not one of peers.")
+    # Until now it may take another one; where it does not answer, what follows says so.
+    server = (reach(server, params["password_before"], True) if module.check_mode else None) or server
+    password = params["user_password"] if params["user"] else params["password"]
+    handed = replication.hand(server, params["user"], password, dry=module.check_mode)
     done = replication.attach(
         server, group, me, discard=params["discard"], timeout=params["timeout"], dry=module.check_mode
     )
     before = "primary of its own" if done["changed"] else f"{done['role']}, primary {done['primary']}"
-    return {**done, "diff": {"before": before + "\n", "after": f"{done['role']}, primary {done['primary']}\n"}}
+    return {
+        **done,
+        "changed": done["changed"] or bool(handed),
+        "handed": handed,
+        "diff": {
+            "before": before + "\n",
+            "after": f"{done['role']}, primary {done['primary']}\n" + "".join(f"another {name}\n" for name in handed),
+        },
+    }
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ description:
     restored data. Where Redis has an append-only file the snapshot becomes the base of a new one, since Redis would
     not look at it otherwise.
   - The old data stays in its directory, in C(before-restore-TIME). If the restored data does not load, it is put back.
+  - Refuses a replica, and a Redis that Sentinels watch. In check mode those of O(sentinels) may still do so.
   - Stop workers and beat first. M(celeryops.runbook.redis_replay) then deals with what would run again. The playbook
     C(redis_restore) does all of it.
 author:
@@ -39,6 +40,23 @@ options:
     elements: str
     choices: [origin]
     default: []
+  address:
+    description: Address HOST:PORT of this Redis, as the Sentinels name it. Needed with O(sentinels).
+    type: str
+    default: ""
+  sentinels:
+    description: Addresses HOST:PORT of the Sentinels that may watch this Redis at other times.
+    type: list
+    elements: str
+    default: []
+  master_name:
+    description: What the Sentinels call the primary.
+    type: str
+    default: ""
+  sentinel_password:
+    description: Password of the Sentinels themselves, empty for none.
+    type: str
+    default: ""
   config:
     description: The configuration of Redis. Says where its data is when it does not answer.
     type: path
@@ -112,13 +130,17 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.celeryops.runbook.plugins.module_utils._redis import run, systemctl
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine import backup, restore
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine import backup, replication, restore
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import CeleryOpsError
 
 ARGUMENT_SPEC = {
     "file": {"type": "path", "required": True},
     "source": {"type": "str", "choices": ["rdb", "aof"], "default": "rdb"},
     "accept": {"type": "list", "elements": "str", "choices": ["origin"], "default": []},
+    "address": {"type": "str", "default": ""},
+    "sentinels": {"type": "list", "elements": "str", "default": []},
+    "master_name": {"type": "str", "default": ""},
+    "sentinel_password": {"type": "str", "no_log": True, "default": ""},
     "config": {"type": "path", "default": "/etc/redis/redis.conf"},
     "unit": {"type": "str", "default": "redis-server.service"},
     "timeout": {"type": "float", "default": 600.0},
@@ -127,6 +149,10 @@ ARGUMENT_SPEC = {
 
 def bring_back(module: AnsibleModule, server: backup.Server) -> dict[str, Any]:
     params = module.params
+    sentinels = [replication.resolve(address) for address in params["sentinels"]]
+    group = replication.Group([], "", sentinels, params["master_name"], "", params["sentinel_password"])
+    me = replication.resolve(params["address"]) if sentinels else ""
+    replication.may_restore(server, group, me, stopped=not module.check_mode)
     try:
         settings, answered = server.settings(), True
     except CeleryOpsError:

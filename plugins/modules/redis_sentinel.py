@@ -28,6 +28,18 @@ options:
     description: Password of the Redis servers. It is handed on in the environment and over standard input only.
     type: str
     default: ""
+  auth_user:
+    description: User that Sentinel connects to Redis as, of the role V(sentinel). Empty for the administrator.
+    type: str
+    default: ""
+  auth_password:
+    description: Password of O(auth_user). Without O(auth_user) it is O(password).
+    type: str
+    default: ""
+  restart:
+    description: Whether Sentinel may be stopped for what it reads at its start only. Otherwise that is refused.
+    type: bool
+    default: true
   bind:
     description: Addresses that Sentinel listens on.
     type: list
@@ -106,6 +118,9 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors im
 ARGUMENT_SPEC = {
     **GROUP_SPEC,
     "port": {"type": "int", "default": 26379},
+    "auth_user": {"type": "str", "default": ""},
+    "auth_password": {"type": "str", "no_log": True, "default": ""},
+    "restart": {"type": "bool", "default": True},
     "bind": {"type": "list", "elements": "str", "default": ["*", "-::*"]},
     "quorum": {"type": "int", "required": True},
     "down_after": {"type": "float", "default": 5.0},
@@ -148,11 +163,19 @@ def watch(module: AnsibleModule, _server: Server) -> dict[str, Any]:
         round(params["down_after"] * 1000),
         round(params["failover_timeout"] * 1000),
         params["directory"],
+        params["auth_user"],
+        params["auth_password"] if params["auth_user"] else params["password"],
     )
     text = read(params["path"])
     new = not replication.watches(text, group.name)
     fixed = wanted.fixed(group)
     misfits = [] if new else replication.misfits(text, fixed)
+    if (new or misfits) and not params["restart"]:
+        what = f"does not watch {group.name} yet" if new else f"runs with another {', another '.join(misfits)}"
+        raise PreconditionFailed(
+            f"the Sentinel of this host {what}, which it reads at its start only. Run site first: it restarts Sentinel."
+            f" Its own password (requirepass) is that of sentinel_kwargs in celeryops_transport_options."
+        )
     # With the password that it runs with, which its file says.
     server = Server(
         int(replication.line_of(text, "port") or params["port"]),
@@ -163,13 +186,20 @@ def watch(module: AnsibleModule, _server: Server) -> dict[str, Any]:
     if not new:
         try:
             differing = replication.differing(server, text, wanted, group)
-        except ConnectionFailed:
+        except ConnectionFailed as exc:
+            if not params["restart"]:
+                raise ConnectionFailed(
+                    f"Sentinel on port {server.port} cannot be told what to connect with: {exc.msg} Start it (systemctl"
+                    f" start {params['unit']}) and run again."
+                ) from exc
             # Set by the next run, once it is up.
             module.warn(f"Sentinel on port {server.port} does not answer, its settings could not be compared.")
     leader = group.leader() if new else ""
     if not module.check_mode:
-        for name, value in differing.items():
-            server.ask("SENTINEL", "SET", group.name, name, replication.quoted(value), hidden=True)
+        if differing:
+            # In one command: between a user and its password it would be refused.
+            words = [word for name, value in differing.items() for word in (name, replication.quoted(value))]
+            server.ask("SENTINEL", "SET", group.name, *words, hidden=True)
         if new or misfits:
             program = module.get_bin_path("systemctl", required=True)
             if module.run_command([program, "is-active", "--quiet", params["unit"]])[0] == 0:

@@ -40,10 +40,11 @@ options:
         description:
           - What the user may do. V(worker) and V(beat) reach all keys of the application; V(producer) sends to
             O(users[].queues) and reads results; V(exporter) reads figures and events; V(operator) is for the modules of
-            this collection.
+            this collection; with O(replicas) also for a failover.
+          - V(replica) and V(sentinel) are for the replicas and the Sentinels themselves.
           - V(other) may only connect, the rest comes from O(users[].keys) and O(users[].rules).
         type: str
-        choices: [worker, beat, producer, exporter, operator, other]
+        choices: [worker, beat, producer, exporter, operator, replica, sentinel, other]
         required: true
       password:
         description: Its password.
@@ -81,6 +82,17 @@ options:
     type: list
     elements: int
     default: [0]
+  replicas:
+    description: How many replicas there are under Sentinel.
+    type: int
+    default: 0
+  links:
+    description:
+      - Hosts of the other Redis servers. That they still replicate over a connection made with an earlier password does
+        not hold up O(step=finish), since M(celeryops.runbook.redis_replica) has given them the new one.
+    type: list
+    elements: str
+    default: []
   path:
     description: The file that C(aclfile) of the configuration names.
     type: path
@@ -142,23 +154,21 @@ applied:
 import contextlib
 import grp
 import os
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._redis import run
+from ansible_collections.celeryops.runbook.plugins.module_utils._redis import reach, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import acl, clients
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.backup import Server
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
-    AuthenticationFailed,
     CeleryOpsError,
-    ConnectionFailed,
     PreconditionFailed,
     WaitTimeout,
 )
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.replication import resolve
 
 USER = {
     "name": {"type": "str", "required": True},
@@ -175,6 +185,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "queues": {"type": "list", "elements": "str", "default": []},
     "key_prefix": {"type": "str", "default": "", "no_log": False},
     "databases": {"type": "list", "elements": "int", "default": [0]},
+    "replicas": {"type": "int", "default": 0},
+    "links": {"type": "list", "elements": "str", "default": []},
     "path": {"type": "path", "default": "/etc/redis/celeryops.acl"},
     "group": {"type": "str", "default": "redis"},
     "step": {"type": "str", "choices": list(acl.STEPS), "default": "prepare"},
@@ -191,31 +203,11 @@ def wanted(params: Mapping[str, Any]) -> list[acl.User]:
             prefix=params["key_prefix"],
             queues=tuple(params["queues"] if user["queues"] is None else user["queues"]),
             databases=tuple(params["databases"] if user["databases"] is None else user["databases"]),
+            replicas=params["replicas"],
         )
         rules = acl.rules(user["role"], layout, keys=user["keys"], extra=user["rules"])
         found.append(acl.User(user["name"], rules, (acl.digest(user["password"]),)))
     return found
-
-
-def reach(server: Server, before: str, dry: bool) -> Server | None:
-    """The Redis that runs, asked with the password it takes; None where it is down, or is still to be installed."""
-    if dry and shutil.which("redis-cli") is None:
-        return None
-    refused: AuthenticationFailed | None = None
-    for password in dict.fromkeys((server.password, before, "")):
-        candidate = Server(server.port, password, server.timeout)
-        try:
-            candidate.ask("PING")
-        except AuthenticationFailed as exc:
-            refused = refused or exc
-        except ConnectionFailed:
-            return None
-        else:
-            return candidate
-    raise AuthenticationFailed(
-        f"Redis on port {server.port} takes neither celery_redis_password nor celeryops_redis_password_before. To"
-        " change the administrator's password give the present one as celeryops_redis_password_before."
-    ) from refused
 
 
 def connections(server: Server) -> list[clients.Client]:
@@ -223,13 +215,15 @@ def connections(server: Server) -> list[clients.Client]:
     return clients.parse(rows)
 
 
-def older(server: Server, losing: Mapping[str, str], since: float) -> dict[str, list[str]]:
+def older(server: Server, losing: Mapping[str, str], since: float, links: Sequence[str]) -> dict[str, list[str]]:
     """Hosts that are still connected as a user who goes, or since before the newest password of a user was there."""
+    ours = {resolve(f"{host}:{server.port}").rpartition(":")[0] for host in links}
     found: dict[str, list[str]] = {}
     for client in connections(server):
         # CLIENT LIST counts whole seconds.
         early = losing.get(client.user) == "user" or client.age + 1 > time.time() - since
-        if client.user in losing and early and client.command != "client|list":
+        linked = "S" in client.flags and client.host in ours
+        if client.user in losing and early and not linked and client.command != "client|list":
             found.setdefault(client.user, []).append(client.host)
     return {user: sorted(set(hosts)) for user, hosts in found.items()}
 
@@ -279,7 +273,7 @@ def bring(module: AnsibleModule, server: Server) -> dict[str, Any]:
     if params["step"] == "finish" and live and running:
         losing = {name: what for name, what in gentle.left.items() if name not in params["confirm"]}
         end = time.monotonic() + (0 if dry else params["settle"])
-        while waited := older(running, losing, since):
+        while waited := older(running, losing, since, params["links"]):
             if time.monotonic() >= end:
                 break
             time.sleep(0.5)

@@ -14,28 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet.story import Play, Story
+from beside import Beside
+from fleet.story import Story
 from scorecard import ROWS, Row, first_begun
 
 from support import wait_until
 
 pytestmark = pytest.mark.ansible
 
-LEDGER, RESULTS = 3, 4
 CONFIRMS = {"confirm_publish": True}  # what the producer counts has been taken
-WORKERS = [f"shopmq-{instance}@worker2" for instance in ("bulk-1", "fast-1")]
 SERVER = "rabbitmq-server.service"
 OVERRIDES = f"/run/systemd/system/{SERVER}.d"
 
 
-class Rabbit(Story):
-    """The same fleet seen from the application shopmq."""
+class Rabbit(Beside):
+    """The shop on RabbitMQ."""
+
+    app, ledger_db, results_db = "shopmq", 3, 4
 
     def __init__(self, shop: Story) -> None:
-        self.__dict__.update(shop.__dict__)
+        super().__init__(shop)
         self.secret = secrets.token_hex(8)
         self.broker = f"amqp://shop:{self.secret}@{self.address}:5672//"
-        self.groups, self.values = (self.fleet / f"rabbitmq-{name}.json" for name in ("groups", "values"))
 
     def install(self) -> None:
         user = [f"default_user = shop\ndefault_pass = {self.secret}", "default_user_tags.monitoring = true"]
@@ -51,52 +51,24 @@ class Rabbit(Story):
             f"set -e; mkdir -p /etc/rabbitmq {OVERRIDES}; {write}"
             "apt-get -qq install -y --no-install-recommends rabbitmq-server >/dev/null 2>&1",
         )
-        hosts = {"mq_workers": "worker2", "mq_beat": "worker2", "rabbitmq": "redis1"}
+        groups = {"mq_workers": ["worker2"], "mq_beat": ["worker2"], "rabbitmq": ["redis1"]}
         values = {
-            "celeryops_app_name": "shopmq",
             "celeryops_worker_group": "mq_workers",
             "celeryops_beat_group": "mq_beat",
             "celeryops_redis_group": "none",
             "celeryops_broker_url": self.broker,
-            "celeryops_result_backend": self.url(self.address, RESULTS),
             "celeryops_transport_options": CONFIRMS,
-            "celeryops_environment": {"SHOP_LEDGER_URL": self.url(self.address, LEDGER)},
         }
-        self.values.touch(mode=0o600)
-        self.values.write_text(json.dumps(values))
-        self.groups.write_text(json.dumps({name: {"hosts": {host: {}}} for name, host in hosts.items()}))
-
-    def play(self, playbook: str, *arguments: str, expect: bool | None = True, **variables: Any) -> Play:
-        mine = ("-i", str(self.groups), "-e", f"@{self.values}")
-        return super().play(playbook, *mine, *arguments, expect=expect, **variables)
+        self.write(groups, values)
 
     def client_environment(self) -> dict[str, str]:
-        return {
-            "CELERY_BROKER_URL": self.broker,
-            "CELERY_RESULT_BACKEND": self.url(self.address, RESULTS),
-            "CELERYOPS_TRANSPORT_OPTIONS": json.dumps(CONFIRMS),
-            "SHOP_LEDGER_URL": self.url(self.address, LEDGER),
-        }
-
-    def mains(self) -> list[str]:
-        """The main process of every worker."""
-        units = [f"celery-shopmq-worker@{instance}.service" for instance in ("bulk-1", "fast-1")]
-        return self.ssh("worker2", f"systemctl show -P MainPID {' '.join(units)}").split()
+        return self.producer(self.broker, CONFIRMS)
 
     def is_active(self) -> str:
         return self.ssh("redis1", f"systemctl is-active {SERVER}", check=False)
 
     def remove(self) -> None:
-        for db in (LEDGER, RESULTS):
-            self.redis("FLUSHDB", db=db)
-        self.ssh(
-            "worker2",
-            "systemctl disable -q --now celery-shopmq.target $(systemctl list-units --all --plain --no-legend"
-            " 'celery-shopmq-*' | cut -d' ' -f1); rm -rf /etc/systemd/system/celery-shopmq*"
-            " /etc/systemd/system/*.wants/celery-shopmq* /srv/shopmq /etc/celeryops/shopmq; systemctl daemon-reload;"
-            " systemctl reset-failed",
-            check=False,
-        )
+        super().remove()
         self.ssh(
             "redis1",
             f"rm -rf {OVERRIDES}; systemctl daemon-reload; systemctl disable -q --now {SERVER} epmd.socket epmd;"
@@ -167,11 +139,13 @@ def test_a_killed_rabbitmq_comes_back_and_every_task_is_done(mq: Rabbit) -> None
         found = done["hosts"]["redis1"]
         assert (found["state"], found["done"], done["restarted"]) == ("down", ["start"], {"worker2": []})
         answers = float(mq.ssh("redis1", f'date -d "$(systemctl show -P ActiveEnterTimestamp {SERVER})" +%s'))
-        wait_until(lambda: sorted(first_begun(mq, answers, LEDGER)) == WORKERS, 20, "every worker begins a task", 0.5)
+        wait_until(
+            lambda: sorted(first_begun(mq, answers, mq.ledger_db)) == mq.workers, 20, "every worker begins a task", 0.5
+        )
     finally:
         load.stop()
     ledger = mq.ledger("--wait", "60")
-    begun = first_begun(mq, answers, LEDGER)
+    begun = first_begun(mq, answers, mq.ledger_db)
     print(
         f"known after {detected:.1f} s, cured in {play.seconds:.1f} s, RabbitMQ itself in {found['seconds']} s, "
         f"first tasks {begun}, twice {len(ledger['run_twice'])}"

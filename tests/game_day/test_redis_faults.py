@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from fleet.story import Story
-from fleet_support import IDLE, send, waiting
+from fleet_support import IDLE, LOCK, send, waiting
 from scorecard import ROWS, WORKERS, Row, all_answer, all_begin, first_begun, forget, mains, noticed, runs
 
 pytestmark = pytest.mark.ansible
@@ -63,6 +63,16 @@ def test_backup_and_restore(shop: Story, tmp_path: Path) -> None:
         ({"celeryops_confirm": "shop"}, "celeryops_confirm: must equal"),
     ]:
         assert words in shop.play("redis_restore", expect=False, **{**restore, **change}).text
+    held = {"owner": "another deploy", "token": "t-1", "started": time.time(), "renewed": time.time()}
+    shop.redis("SET", LOCK, json.dumps(held), "EX", "300")
+    try:
+        for playbook, variables in (("redis_restore", restore), ("redis_recover", {})):
+            refused = shop.play(playbook, expect=False, **variables)
+            words = " ".join(refused.text.split())
+            assert "the deploy lock is held by another deploy" in words and refused.changed == 0
+            assert "celeryops_deploy_takeover=t-1" in words
+    finally:
+        shop.redis("DEL", LOCK)
     assert "Nothing was touched" in shop.play("redis_restore", "--check", "--diff", **restore).text
     assert run_ids(shop) == before and waiting(shop, IDLE) == ids[::2] + ids[1::2]
 

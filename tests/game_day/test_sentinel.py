@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from beside import Beside
 from fleet.story import Play, Story
 from scorecard import ROWS, Row, first_begun
 
@@ -20,56 +20,59 @@ from support import wait_until
 
 pytestmark = pytest.mark.ansible
 
-LEDGER, RESULTS = 5, 6
 ALL = ("redis1", "worker1", "worker2")
 NODES = ALL[1:]
-WORKERS = [f"shopha-{instance}@worker2" for instance in ("bulk-1", "fast-1")]
 
 
-class Guarded(Story):
-    """The same fleet seen from the application shopha. What it counts with stays in the Redis of the shop."""
+class Guarded(Beside):
+    """The shop on a Redis under Sentinel."""
+
+    app, ledger_db, results_db = "shopha", 5, 6
 
     def __init__(self, shop: Story) -> None:
-        self.__dict__.update(shop.__dict__)
-        self.secret, self.watchword = secrets.token_hex(8), secrets.token_hex(8)
-        self.groups, self.values = (self.fleet / f"sentinel-{name}.json" for name in ("groups", "values"))
+        super().__init__(shop)
+        self.secret, self.watchword, self.sender = (secrets.token_hex(8) for _one in range(3))
+        self.users = self.passwords()
         config = (self.fleet / "ssh_config").read_text()
         self.addresses = dict(re.findall(r"^Host (\w+)\s+HostName (\S+)", config, re.MULTILINE))
-        self.broker = ";".join(f"sentinel://:{self.secret}@{self.addresses[host]}:26379/0" for host in ALL)
         self.options = {"master_name": "shopha", "sentinel_kwargs": {"password": self.watchword}}
+
+    def passwords(self) -> dict[str, str]:
+        roles = ("worker", "beat", "operator", "replica", "sentinel")
+        return {**{role: secrets.token_hex(8) for role in roles}, "producer": self.sender}
+
+    def broker(self, user: str = "", password: str = "") -> str:
+        login = f"{user}:{password or self.secret}"
+        return ";".join(f"sentinel://{login}@{self.addresses[host]}:26379/0" for host in ALL)
+
+    def rotate(self) -> Play:
+        """Every password but that of the shop, which sends meanwhile."""
+        before, self.secret, self.users = self.secret, secrets.token_hex(8), self.passwords()
+        self.prepare()
+        return self.play("redis_rotate_secret", celeryops_redis_password_before=before)
 
     def prepare(self) -> None:
         groups = {"ha_workers": NODES[1:], "ha_beat": NODES[1:], "ha_redis": NODES, "ha_sentinels": ALL}
         values = {
-            "celeryops_app_name": "shopha",
             "celeryops_worker_group": "ha_workers",
             "celeryops_beat_group": "ha_beat",
             "celeryops_redis_group": "ha_redis",
             "celeryops_sentinel_group": "ha_sentinels",
-            "celeryops_broker_url": self.broker,
-            "celeryops_result_backend": self.url(self.address, RESULTS),
+            "celeryops_broker_url": self.broker(),
+            "celeryops_redis_users": [
+                {"name": role, "role": role, "password": password} for role, password in self.users.items()
+            ],
             "celeryops_transport_options": self.options,
-            "celeryops_environment": {"SHOP_LEDGER_URL": self.url(self.address, LEDGER)},
         }
-        self.values.touch(mode=0o600)
-        self.values.write_text(json.dumps(values))
-        self.groups.write_text(
-            json.dumps({name: {"hosts": {host: {} for host in hosts}} for name, hosts in groups.items()})
-        )
+        self.write(groups, values)
 
     def play(self, playbook: str, *arguments: str, expect: bool | None = True, **variables: Any) -> Play:
-        mine = ("-i", str(self.groups), "-e", f"@{self.values}")
-        play = super().play(playbook, *mine, *arguments, expect=expect, **variables)
-        assert self.secret not in play.text and self.watchword not in play.text
+        play = super().play(playbook, *arguments, expect=expect, **variables)
+        assert not any(word in play.text for word in (self.secret, self.watchword, *self.users.values()))
         return play
 
     def client_environment(self) -> dict[str, str]:
-        return {
-            "CELERY_BROKER_URL": self.broker,
-            "CELERY_RESULT_BACKEND": self.url(self.address, RESULTS),
-            "CELERYOPS_TRANSPORT_OPTIONS": json.dumps(self.options),
-            "SHOP_LEDGER_URL": self.url(self.address, LEDGER),
-        }
+        return self.producer(self.broker("producer", self.sender), self.options)
 
     def ask(self, host: str, *command: str) -> str:
         """A Sentinel."""
@@ -79,34 +82,26 @@ class Guarded(Story):
         told = self.ask(host, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shopha").split()
         return next(name for name, address in self.addresses.items() if address == told[0])
 
+    def server(self, host: str, command: str) -> str:
+        return self.ssh(host, f"REDISCLI_AUTH={self.secret} redis-cli {command}", check=False)
+
     def role(self, host: str) -> str:
-        return self.ssh(host, f"REDISCLI_AUTH={self.secret} redis-cli INFO replication", check=False)
+        return self.server(host, "INFO replication")
 
     def follows(self, host: str) -> bool:
         return "role:slave" in self.role(host) and "master_link_status:up" in self.role(host)
 
-    def mains(self) -> list[str]:
-        """The main process of every worker."""
-        units = [f"celery-shopha-worker@{instance}.service" for instance in ("bulk-1", "fast-1")]
-        return self.ssh("worker2", f"systemctl show -P MainPID {' '.join(units)}").split()
-
     def remove(self) -> None:
-        for db in (LEDGER, RESULTS):
-            self.redis("FLUSHDB", db=db)
+        super().remove()
         for host in ALL:
             gone = "redis-sentinel" + (" redis-server" if host in NODES else "")
+            files = "/etc/redis/sentinel.conf"
+            if host in NODES:
+                files = "/etc/redis /var/lib/redis/* /etc/systemd/system/redis-server.service.d"
             self.ssh(
                 host,
-                "systemctl disable -q --now celery-shopha.target $(systemctl list-units --all --plain --no-legend"
-                f" 'celery-shopha-*' | cut -d' ' -f1); apt-get -qq purge -y {gone} >/dev/null 2>&1;"
-                " rm -rf /etc/systemd/system/celery-shopha* /etc/systemd/system/*.wants/celery-shopha* /srv/shopha"
-                " /etc/celeryops/shopha /etc/redis/sentinel.conf;"
-                + (
-                    " rm -rf /etc/redis /var/lib/redis/* /etc/systemd/system/redis-server.service.d;"
-                    if host in NODES
-                    else ""
-                )
-                + " systemctl daemon-reload; systemctl reset-failed",
+                f"apt-get -qq purge -y {gone} >/dev/null 2>&1; rm -rf {files} /var/backups/celeryops/shopha;"
+                " systemctl daemon-reload; systemctl reset-failed",
                 check=False,
             )
 
@@ -141,10 +136,14 @@ def test_a_group_that_is_well_and_what_is_refused(ha: Guarded) -> None:
 
 
 def test_a_planned_failover_under_load(ha: Guarded) -> None:
-    before = ha.mains()
     load = ha.start("load", "--rate", "20", "--slow", "0.02")
     try:
         time.sleep(1)
+        rotated = ha.rotate()
+        report = rotated.stats["celeryops_redis_rotate_secret"]
+        print(f"passwords rotated {rotated.seconds:.1f} s")
+        assert report["left"] == {} and len(report["restarted"]["worker2"]) == 2
+        before = ha.mains()
         wish = {"celeryops_redis_primary_wanted": "worker2"}
         plan = ha.play("redis_failover", "--check", "--diff", **wish)
         assert plan.changed > 0 and "Would be the primary" in plan.text and ha.primary() == "worker1"
@@ -164,12 +163,33 @@ def test_a_planned_failover_under_load(ha: Guarded) -> None:
     )
     assert ledger["lost"] == [] and done["restarted"] == {"worker2": []} and ha.mains() == before
     assert done["gap"] < 10
+    # Each as itself, with the new password, and refused nothing.
+    assert [ha.server(host, "ACL LOG") for host in NODES] == ["", ""]
+    rows = [row for host in NODES for row in ha.server(host, "CLIENT LIST").splitlines() if "cmd=client" not in row]
+    users = {word.removeprefix("user=") for row in rows for word in row.split() if word.startswith("user=")}
+    assert {"worker", "beat", "replica", "sentinel"} <= users and "default" not in users, users
+    files = "/etc/redis/*.conf /etc/celeryops/shopha/*"
+    assert not any(ha.secret in ha.ssh(host, f"cat {files}", check=False) for host in ALL)
     # Neither the playbook nor site undoes it.
     assert ha.play("redis_failover", **wish).changed == 0
     again = ha.play("site", celeryops_release="v1")
     print(f"second run of site {again.seconds:.1f} s")
     assert again.changed == 0
     assert ha.primary() == "worker2" and ha.follows("worker1")
+
+
+def test_a_backup_comes_back_on_the_primary_and_on_no_other(ha: Guarded) -> None:
+    ha.server("worker2", "SET marker before")
+    file = ha.play("redis_backup", celeryops_redis_host="worker2").stats["celeryops_redis_backup"]["file"]
+    ha.server("worker2", "SET marker after")
+    variables = {"celeryops_file": file, "celeryops_redis_host": "worker1", "celeryops_confirm": "worker1"}
+    refused = ha.play("redis_restore", expect=False, **variables)
+    assert f"name {ha.addresses['worker2']}:6379 as the primary" in refused.text and refused.changed == 0
+    play = ha.play("redis_restore", **{**variables, "celeryops_redis_host": "worker2", "celeryops_confirm": "worker2"})
+    print(f"restored {play.seconds:.1f} s")
+    assert [ha.primary(host) for host in ALL] == ["worker2"] * 3
+    wait_until(lambda: ha.follows("worker1"), 20, "the replica copies it", 0.5)
+    assert [ha.server(host, "GET marker") for host in NODES] == ["before"] * 2
 
 
 def test_a_dead_primary_is_replaced_and_no_replica_is_left(ha: Guarded) -> None:
@@ -181,11 +201,13 @@ def test_a_dead_primary_is_replaced_and_no_replica_is_left(ha: Guarded) -> None:
         ha.ssh("worker2", "systemctl kill -s KILL redis-server; systemctl stop redis-server")
         play = ha.play("redis_failover")
         done = play.stats["celeryops_redis_failover"]
-        wait_until(lambda: sorted(first_begun(ha, died + 5, LEDGER)) == WORKERS, 30, "every worker begins a task", 0.5)
+        wait_until(
+            lambda: sorted(first_begun(ha, died + 5, ha.ledger_db)) == ha.workers, 30, "every worker begins a task", 0.5
+        )
     finally:
         sent = load.stop()
     ledger = ha.ledger("--wait", "60")
-    begun = first_begun(ha, died + 5, LEDGER)
+    begun = first_begun(ha, died + 5, ha.ledger_db)
     window = ha.window(died, time.time())
     print(
         f"dead: {play.seconds:.1f} s, {done}; sent {sent}, first tasks after death + 5 s {begun}, wait"

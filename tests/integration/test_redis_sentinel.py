@@ -17,6 +17,7 @@ import pytest
 import redis as redis_py
 
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import (
+    acl,
     heartbeat,
     pauses,
     replication,
@@ -273,14 +274,139 @@ def test_who_leads_is_asked_before_anybody_becomes_a_replica(servers: SentinelSe
             attach(servers.redis_ports[0], replication.Group([first], first, [], "lab", servers.password))
 
 
+def test_what_another_redis_would_undo_is_refused(servers: SentinelSet) -> None:
+    first, second = (Server(port, servers.password) for port in servers.redis_ports)
+    me, other = (f"127.0.0.1:{server.port}" for server in (first, second))
+    sentinels = [f"127.0.0.1:{port}" for port in servers.sentinel_ports]
+    group = replication.Group([], "", sentinels, "lab")
+    known = replication.standing(first)
+    assert (known.source, known.replicas, known.watchers) == ("", [other], 3)
+    assert replication.standing(second).source == me
+
+    # The Sentinels of the group may watch until they are stopped, others never.
+    replication.may_restore(first, group, me, stopped=False)
+    fewer = replication.Group([], "", sentinels[:2], "lab")
+    for of, stopped in ((group, True), (fewer, False), (replication.Group([], "", [], ""), False)):
+        with pytest.raises(PreconditionFailed, match="3 Sentinels watch this Redis"):
+            replication.may_restore(first, of, me, stopped=stopped)
+    with pytest.raises(PreconditionFailed, match=f"name {me} as the primary.*celeryops_redis_host"):
+        replication.may_restore(second, group, other, stopped=False)
+    with pytest.raises(PreconditionFailed, match=f"replica of {me}.*celeryops_redis_host"):
+        replication.may_flush(second)
+    with pytest.raises(PreconditionFailed, match=f"{other} replicate this Redis"):
+        replication.may_flush(first)
+
+    for port in servers.sentinel_ports:
+        servers.kill(port)
+    wait_until(lambda: replication.standing(first).watchers == 0, 5, "nobody watches")
+    replication.may_restore(first, group, me, stopped=True)
+    with pytest.raises(PreconditionFailed, match=f"replica of {me}"):
+        replication.may_restore(second, group, other, stopped=True)
+    # One that is down, and that no Sentinel has replaced, may be restored.
+    servers.kill(second.port)
+    replication.may_restore(second, group, other, stopped=True)
+    wait_until(lambda: not replication.standing(first).replicas, 5, "nobody follows")
+    replication.may_flush(first)
+
+
 def test_a_running_sentinel_is_set_without_a_secret_in_a_command_line(servers: SentinelSet) -> None:
     port = servers.sentinel_ports[0]
     file = servers.directory / str(port) / "redis.conf"
-    group = replication.Group([], "", [], "lab", "a-new-one")
-    wanted = replication.Sentinel(port, ["*"], 1, 7000, 20000, str(file.parent))
+    group = replication.Group([], "", [], "lab", servers.password)
+    wanted = replication.Sentinel(port, ["*"], 1, 7000, 20000, str(file.parent), "watcher", "a-new-one")
     server = Server(port)
     found = replication.differing(server, file.read_text(), wanted, group)
-    assert found == {"quorum": "1", "down-after-milliseconds": "7000", "auth-pass": "a-new-one"}
-    for name, value in found.items():
-        assert server.ask("SENTINEL", "SET", "lab", name, replication.quoted(value), hidden=True) == "OK"
+    assert found == {
+        "quorum": "1", "down-after-milliseconds": "7000", "auth-user": "watcher", "auth-pass": "a-new-one"
+    }  # fmt: skip
+    tell(server, found)
     assert replication.differing(server, file.read_text(), wanted, group) == {}
+    # And back to the administrator.
+    alone = replication.Sentinel(port, ["*"], 1, 7000, 20000, str(file.parent), "", servers.password)
+    tell(server, replication.differing(server, file.read_text(), alone, group))
+    assert replication.differing(server, file.read_text(), alone, group) == {}
+
+
+def tell(server: Server, found: dict[str, str]) -> None:
+    words = [word for name, value in found.items() for word in (name, replication.quoted(value))]
+    assert server.ask("SENTINEL", "SET", "lab", *words, hidden=True) == "OK"
+
+
+def test_a_user_for_each_whose_password_changes_between_failovers(tmp_path: Path) -> None:
+    """Nobody is refused anything, before, while and after; what Redis and Sentinel keep outlasts the old primary."""
+    roles = ("operator", "replica", "sentinel")
+
+    def secret(role: str, turn: int) -> str:
+        return f"{role}-secret-{turn}"
+
+    def turn_to(servers: SentinelSet, turn: int) -> None:
+        """As the playbook redis_rotate_secret does it."""
+        layout = acl.Layout(replicas=2)
+        for step in ("prepare", "finish"):
+            for port in servers.redis_ports:
+                for role in roles:
+                    turns = (turn, turn - 1) if step == "prepare" else (turn,)
+                    hashes = tuple(acl.digest(secret(role, one)) for one in turns)
+                    user = acl.User(role, acl.rules(role, layout), hashes)
+                    assert servers.cli(port, "ACL", "SETUSER", role, "reset", *user.words) == "OK"
+            if step == "finish":
+                break
+            for port in servers.redis_ports:
+                server = Server(port, servers.password)
+                differ = replication.hand(server, "replica", secret("replica", turn), dry=True)
+                assert "masterauth" in differ
+                assert replication.hand(server, "replica", secret("replica", turn), dry=False) == differ
+                assert replication.hand(server, "replica", secret("replica", turn), dry=False) == []
+            for port in servers.sentinel_ports:
+                file = servers.directory / str(port) / "redis.conf"
+                group = replication.Group([], "", [], "lab")
+                wanted = replication.Sentinel(
+                    port, ["*"], 2, 5000, 20000, "/", "sentinel", secret("sentinel", turn)
+                )  # fmt: skip
+                tell(Server(port), replication.differing(Server(port), file.read_text(), wanted, group))
+
+    def connected(servers: SentinelSet) -> dict[str, set[str]]:
+        """The kind of each user's connections to the primary."""
+        rows = [row.split() for row in servers.cli(servers.primary(), "CLIENT", "LIST").splitlines()]
+        told = [dict(word.partition("=")[::2] for word in row) for row in rows]
+        return {
+            kind: {one["user"] for one in told if mark(one)}
+            for kind, mark in {
+                "link": lambda one: "S" in one["flags"],
+                "watch": lambda one: one["name"].startswith("sentinel-"),
+            }.items()
+        }
+
+    def operator(servers: SentinelSet, turn: int) -> Broker:
+        url = servers.url().replace(f":{servers.password}@", f"operator:{secret('operator', turn)}@")
+        return Broker(BrokerSpec.build(url=url, transport_options=OPTIONS, socket_timeout=3, connect_timeout=2))
+
+    def move(servers: SentinelSet, turn: int) -> None:
+        with operator(servers, turn) as broker, sentinel.Watch(broker) as watch:
+            # They have dropped their connections, and make new ones within a second.
+            wait_until(lambda: len(watch.settle(20).replicas) == 2, 20, "the Sentinels see all")
+            view = watch.look()
+            wanted = view.replicas[-1].address
+            watch.fail_over(view, sentinel.plan(view, wanted=wanted), 30)
+            after = watch.guarded(wanted, 30)
+            assert after.primary == wanted and len(after.replicas) == 2, after
+
+    with SentinelSet(tmp_path / "set", replicas=2, down_after=2000) as servers:
+        turn_to(servers, 1)
+        move(servers, 1)
+        assert connected(servers) == {"link": {"replica"}, "watch": {"sentinel"}}
+        turn_to(servers, 2)
+        assert [servers.cli(port, "ACL", "LOG") for port in servers.redis_ports] == [""] * 3
+        dead = servers.primary()
+        servers.kill(dead)
+        wait_until(lambda: servers.primary() != dead, 40, "the Sentinels replace it")
+        left = [port for port in servers.redis_ports if port != dead]
+        wait_until(
+            lambda: any("master_link_status:up" in servers.cli(port, "INFO", "replication") for port in left),
+            40,
+            "the other replica follows",
+        )
+        assert [servers.cli(port, "ACL", "LOG") for port in left] == ["", ""]
+        # Started again it knows what to connect with.
+        servers.start_redis(dead)
+        wait_until(lambda: "master_link_status:up" in servers.cli(dead, "INFO", "replication"), 40, "it follows")

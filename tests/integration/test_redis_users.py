@@ -55,9 +55,7 @@ class Lab:
             "databases": [0, 1], "path": str(self.file), "group": "root", **options,
         }  # fmt: skip
 
-    def bring(
-        self, users: list[dict[str, Any]] | None = None, password: str = ADMIN, **options: Any
-    ) -> dict[str, Any]:
+    def bring(self, users: list[dict[str, Any]] | None = None, password: str = ADMIN, **options: Any) -> dict[str, Any]:
         check = options.pop("check", False)
         asked = self.arguments(USERS if users is None else users, password, **options)
         result = self.ansible.module("redis_users", asked, check=check)
@@ -147,6 +145,25 @@ def test_a_password_is_rotated_in_steps(lab: Lab) -> None:
     lab.redis.stop()
     lab.redis.start()
     assert lab.ask("worker", NEW, "PING") == "PONG" and lab.ask("operator", "operator-operator", "DBSIZE") == "0"
+
+
+def test_a_link_of_a_replica_is_older_than_its_password(lab: Lab) -> None:
+    """It was given the new one and goes on with what it has. One of somebody else's would be shut out."""
+
+    def own(password: str) -> list[dict[str, Any]]:
+        return [*USERS, {"name": "replica", "role": "replica", "password": password}]
+
+    lab.bring(own("replica-replica-1"))
+    with lab.connect("replica", "replica-replica-1") as link:
+        link.sendall(b"PSYNC ? -1\r\n")
+        assert link.recv(100).startswith(b"+FULLRESYNC")
+        lab.bring(own("replica-replica-2"))
+        held = lab.bring(own("replica-replica-2"), step="finish")
+        assert held["left"] == {"replica": "password"} and "replica (from 127.0.0.1)" in held["msg"]
+        assert lab.bring(own("replica-replica-2"), step="finish", links=["localhost"])["finished"]
+        assert "slave0:ip=127.0.0.1" in lab.redis.cli("INFO", "replication")
+    assert "WRONGPASS" in lab.ask("replica", "replica-replica-1", "PING")
+    assert "NOPERM" in lab.ask("replica", "replica-replica-2", "GET", "x")
 
 
 def test_the_administrator_is_rotated_with_the_password_before(lab: Lab) -> None:

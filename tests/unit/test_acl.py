@@ -72,6 +72,21 @@ def test_only_who_has_to_reaches_every_key(role: str) -> None:
     assert "~*" not in rules and "&*" not in rules and "+@all" not in rules and "-@all" in rules
 
 
+def test_only_under_sentinel_the_operator_may_change_the_primary() -> None:
+    """And set what Redis runs with, which makes it the administrator, only where one of several is to be chosen."""
+    alone, pair, three = (acl.rules("operator", Layout(replicas=number)) for number in (0, 1, 2))
+    assert not {"+replicaof", "+client|pause", "+config|rewrite", "+config|set"} & {*alone}
+    assert {"+replicaof", "+client|pause", "+client|unpause", "+config|rewrite"} == {*pair} - {*alone}
+    assert {*three} - {*pair} == {"+config|set"}
+
+
+def test_replicas_and_sentinels_reach_no_key_and_no_database() -> None:
+    for role, reach in (("replica", []), ("sentinel", ["&__sentinel__:hello"])):
+        rules = acl.rules(role, Layout("p:", ("a",), replicas=2))
+        assert [rule for rule in rules if not rule.startswith("+")] == [*reach, "-@all"]
+        assert not any(rule.startswith("+select") for rule in rules)
+
+
 def test_names_of_queues_and_prefixes_are_no_patterns() -> None:
     rules = acl.rules("producer", Layout("a[b]*", ("q?",)))
     assert "%W~a\\[b\\]\\*q\\?" in rules

@@ -86,6 +86,33 @@ def test_the_stop_bound_of_the_verbs_is_above_that_of_the_unit() -> None:
     assert bound == "{{ (celery_worker_stop_timeout | int) + (celery_worker_soft_shutdown_timeout | int) + 35 }}"
 
 
+# They hold it over several plays, and where they break off until their lease ends: half of the fleet is elsewhere then.
+HOLDERS = ("rolling_deploy", "upgrade_celery")
+
+
+def lock_tasks(tasks: list[Any], state: str) -> list[Any]:
+    found = [task.get("celeryops.runbook.celery_deploy_lock") for task in tasks]
+    return [one for one in found if one and one.get("state", "held") == state]
+
+
+def takers(tasks: list[Any]) -> list[bool]:
+    """Of each list of tasks that takes the deploy lock: is it a block that gives it back in any case?"""
+    found = [False] * len(lock_tasks(tasks, "held"))
+    for task in tasks:
+        if lock_tasks(task.get("block", []), "held"):
+            found.append(bool(lock_tasks(task.get("always", []), "released")))
+        else:
+            found += takers(task.get("block", []))
+    return found
+
+
+@pytest.mark.parametrize("playbook", sorted(path.stem for path in TOP.glob("playbooks/*.yml")))
+def test_who_takes_the_deploy_lock_gives_it_back_in_any_case(playbook: str) -> None:
+    found = [one for play in load(f"playbooks/{playbook}.yml") for one in takers(play.get("tasks", []))]
+    assert all(found) or playbook in HOLDERS
+    assert found or playbook != "redis_failover"
+
+
 # the bundle: what the controller sends
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,8 +97,8 @@ def test_maps_of_both_protocols() -> None:
 
 # The file of Sentinel
 
-GROUP = replication.Group([A, B], A, [], "shop", "pa-ss", "watch")
-WANTED = replication.Sentinel(26379, ["*", "-::*"], 2, 5000, 60000, "/var/lib/redis")
+GROUP = replication.Group([A, B], A, [], "shop", "administrator", "watch")
+WANTED = replication.Sentinel(26379, ["*", "-::*"], 2, 5000, 60000, "/var/lib/redis", "", "pa-ss")
 
 
 def test_the_first_file_watches_who_leads_and_is_not_written_again() -> None:
@@ -106,6 +107,9 @@ def test_the_first_file_watches_who_leads_and_is_not_written_again() -> None:
     assert replication.watches(text, "shop") and not replication.watches(text, "sho")
     assert not replication.watches("sentinel monitor mymaster 127.0.0.1 6379 2\n", "shop")
     assert replication.misfits(text, WANTED.fixed(GROUP)) == []
+    assert "auth-user" not in text and "administrator" not in text
+    own = replace(WANTED, user="watcher").begin(GROUP, B)
+    assert "sentinel auth-user shop watcher\n" in own and own.index("auth-user") > own.index("monitor")
 
 
 # As Sentinel 7.0 rewrites it: without quotes, without what is usual, with users of its own.

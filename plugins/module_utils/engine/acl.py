@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from .errors import PreconditionFailed
 
 ADMINISTRATOR = "default"
-ROLES = ("worker", "beat", "producer", "exporter", "operator", "other")
+ROLES = ("worker", "beat", "producer", "exporter", "operator", "replica", "sentinel", "other")
 STEPS = ("prepare", "finish")
 NO_PASSWORD = "nopass"
 LEAST = 12  # characters of a password
@@ -57,8 +57,16 @@ COMMANDS: Mapping[str, str] = {
         " object|encoding memory|usage info dbsize config|get client|list client|kill pubsub|numsub pubsub|channels"
         " strlen touch persist"
     ),
+    "replica": "ping psync replconf",
+    "sentinel": (
+        "ping info client|setname client|kill subscribe publish multi exec slaveof replicaof config|rewrite script|kill"
+    ),
     "other": _CONNECTION,
 }
+# What a failover sends in the operator's name: writes are paused, the old primary becomes a replica. Which of several
+# replicas is wanted the Sentinels learn by its priority.
+_FAILOVER = "client|pause client|unpause replicaof config|rewrite"
+_CHOICE = "config|set"
 _RESULT_KEYS = ("celery-task-meta-", "celery-taskset-meta-", "chord-unlock-")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RULE = re.compile(r"(?:[+-]@?[a-z][a-z0-9|_.-]*|allkeys|allcommands|allchannels|%(?:R|W|RW)?~\S+|[~&]\S+)")
@@ -82,6 +90,7 @@ class Layout:
     queues: tuple[str, ...] = ()
     sep: str = "\x06\x16"
     databases: tuple[int, ...] = (0,)
+    replicas: int = 0  # under Sentinel
 
 
 @dataclass(frozen=True)
@@ -146,8 +155,13 @@ def rules(role: str, layout: Layout, *, keys: Sequence[str] = (), extra: Sequenc
         )
         own = [f"%R~{prefix}*", *(f"~{prefix}{key}" for key in events)]
         channels = [f"&{prefix}/{number}.celeryev/*" for number in layout.databases]
-    commands = [f"+{name}" for name in dict.fromkeys(COMMANDS[role].split())]
-    selects = [f"+select|{number}" for number in layout.databases]
+    elif role == "sentinel":
+        channels = ["&__sentinel__:hello"]
+    words = COMMANDS[role]
+    if role == "operator" and layout.replicas:
+        words += f" {_FAILOVER}" + (f" {_CHOICE}" if layout.replicas > 1 else "")
+    commands = [f"+{name}" for name in dict.fromkeys(words.split())]
+    selects = [f"+select|{number}" for number in layout.databases if role not in ("replica", "sentinel")]
     return (*own, *(f"~{key}" for key in keys), *channels, "-@all", *commands, *selects, *extra, *apart)
 
 

@@ -140,8 +140,91 @@ def linked(server: Server, leader: str, timeout: float) -> None:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """What a Redis that answers is to others."""
+
+    source: str  # whose replica it is, empty for a primary
+    replicas: Sequence[str]
+    watchers: int  # Sentinels
+
+
+def standing(server: Server) -> Standing:
+    info = server.info("replication")
+    followers = (info.get(f"slave{number}", "") for number in range(int(info.get("connected_slaves", "0"))))
+    told = [dict(word.partition("=")[::2] for word in row.split(",")) for row in followers if row]
+    # Each Sentinel has one subscription to each Redis that it watches.
+    watchers = server.ask("PUBSUB", "NUMSUB", "__sentinel__:hello").splitlines()[-1:]
+    return Standing(
+        f"{info['master_host']}:{info['master_port']}" if info.get("role") == "slave" else "",
+        [f"{one['ip']}:{one['port']}" for one in told],
+        int(watchers[0]) if watchers and watchers[0].isdigit() else 0,
+    )
+
+
+def may_restore(server: Server, group: Group, me: str, *, stopped: bool) -> None:
+    """Refuse where what is restored would be overwritten by another Redis.
+
+    `stopped`: the Sentinels of the group are to be at rest by now; before that they may watch.
+    """
+    led = group.named()
+    if led and led != me:
+        raise PreconditionFailed(
+            f"the Sentinels name {led} as the primary, which would overwrite what is restored here. Restore it there:"
+            f" celeryops_redis_host."
+        )
+    try:
+        found = standing(server)
+    except (ConnectionFailed, Refused):
+        return  # it is down, and no Sentinel has replaced it
+    if found.source:
+        raise PreconditionFailed(
+            f"this Redis is a replica of {found.source}, which would overwrite what is restored here. Restore it there:"
+            f" celeryops_redis_host."
+        )
+    if found.watchers > (0 if stopped else len(group.sentinels)):
+        raise PreconditionFailed(
+            f"{found.watchers} Sentinels watch this Redis and would promote a replica with the old data meanwhile."
+            f" The {len(group.sentinels)} of celeryops_sentinel_group are stopped for that time; stop the others"
+            f" (systemctl stop redis-sentinel), or put their hosts into the group."
+        )
+
+
+def may_flush(server: Server) -> None:
+    """Refuse where the keys of other hosts would go too, or are those of another."""
+    found = standing(server)
+    if found.source:
+        raise PreconditionFailed(
+            f"this Redis is a replica of {found.source} and cannot be emptied by itself. Name the host of the primary:"
+            f" celeryops_redis_host."
+        )
+    if found.replicas:
+        raise PreconditionFailed(
+            f"{', '.join(found.replicas)} replicate this Redis and would lose their keys too; nobody has named them."
+            f" Stop Redis there first, or let it go its own way with REPLICAOF NO ONE."
+        )
+
+
+def hand(server: Server, user: str, password: str, *, dry: bool) -> list[str]:
+    """What this Redis gives to its primary, now or after a failover; it keeps that itself. Names of what was otherwise.
+
+    The link that it has stays as it is.
+    """
+    wanted = {"masteruser": user, "masterauth": password}
+    differ = [name for name, value in wanted.items() if _setting(server, name) != value]
+    if differ and not dry:
+        for name in differ:
+            server.ask("CONFIG", "SET", name, quoted(wanted[name]), hidden=True)
+        server.ask("CONFIG", "REWRITE")
+    return differ
+
+
+def _setting(server: Server, name: str) -> str:
+    return "\n".join(server.ask("CONFIG", "GET", name).splitlines()[1:])
+
+
+@dataclass(frozen=True)
 class Sentinel:
-    """What one Sentinel is to watch, and how."""
+    """What one Sentinel is to watch, how, and whom it connects to Redis as."""
 
     port: int
     bind: Sequence[str]
@@ -149,6 +232,8 @@ class Sentinel:
     down_after: int  # milliseconds
     failover_timeout: int  # milliseconds
     directory: str
+    user: str = ""
+    password: str = field(default="", repr=False)
 
     def fixed(self, group: Group) -> dict[str, str]:
         found = {"port": str(self.port), "bind": " ".join(self.bind), "protected-mode": "no"}
@@ -169,8 +254,10 @@ class Sentinel:
         host, _colon, port = leader.rpartition(":")
         lines = [f"{name} {value}" for name, value in self.fixed(group).items()]
         lines += [f"dir {self.directory}", f"sentinel monitor {group.name} {host} {port} {self.quorum}"]
-        if group.password:
-            lines.append(f"sentinel auth-pass {group.name} {quoted(group.password)}")
+        if self.user:
+            lines.append(f"sentinel auth-user {group.name} {self.user}")
+        if self.password:
+            lines.append(f"sentinel auth-pass {group.name} {quoted(self.password)}")
         lines.append(f"sentinel down-after-milliseconds {group.name} {self.down_after}")
         lines.append(f"sentinel failover-timeout {group.name} {self.failover_timeout}")
         return "\n".join([*lines, f"sentinel parallel-syncs {group.name} 1", ""])
@@ -216,6 +303,7 @@ def differing(server: Server, text: str, wanted: Sentinel, group: Group) -> dict
     told = server.ask("SENTINEL", "MASTER", group.name).splitlines()
     now = dict(zip(told[::2], told[1::2], strict=False))
     found = {name: value for name, value in wanted.settings().items() if now.get(name) != value}
-    if line_of(text, f"sentinel auth-pass {group.name}") != group.password:
-        found["auth-pass"] = group.password
+    for name, value in (("auth-user", wanted.user), ("auth-pass", wanted.password)):
+        if line_of(text, f"sentinel {name} {group.name}") != value:
+            found[name] = value
     return found
