@@ -38,7 +38,11 @@ options:
       - Required with O(state=present).
     type: str
   environment:
-    description: Environment variables of the script; secret.
+    description: Environment variables of the script.
+    type: dict
+    default: {}
+  secrets:
+    description: More of them that nobody may see.
     type: dict
     default: {}
   environment_file:
@@ -74,10 +78,6 @@ unit:
   returned: always
   type: str
   sample: celeryops-fault-redis_frozen.service
-time:
-  description: When the fault was there, or was over, in seconds since 1970.
-  returned: success
-  type: float
 told:
   description: What the script told when it caused the fault, line by line.
   returned: success
@@ -88,7 +88,6 @@ told:
 import os
 import re
 import shutil
-import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -137,7 +136,8 @@ class Fault:
         os.makedirs(PLACE, 0o700, exist_ok=True)
         os.mkdir(self.place, 0o700)
         self.write("script", params["script"])
-        self.write("environment", "".join(f"{key}={quoted(value)}\n" for key, value in params["environment"].items()))
+        values = {**params["environment"], **params["secrets"]}
+        self.write("environment", "".join(f"{key}={quoted(value)}\n" for key, value in values.items()))
         # A fault that is over has told so.
         self.write("over", f"{SHELL} {self.path('script')} end && touch {self.path('ended')}\n")
         settings = {
@@ -195,7 +195,8 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "script": {"type": "str"},
-            "environment": {"type": "dict", "default": {}, "no_log": True},
+            "environment": {"type": "dict", "default": {}},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
             "environment_file": {"type": "path"},
             "seconds": {"type": "int", "default": 600},
         },
@@ -217,9 +218,7 @@ def main() -> None:
             fault.end()
     here = f"{params['name']} on this host\n"
     before, after = (here if lasts or left else "", here if params["state"] == "present" else "")
-    module.exit_json(
-        changed=changed, unit=fault.unit, time=time.time(), told=told, diff={"before": before, "after": after}
-    )
+    module.exit_json(changed=changed, unit=fault.unit, told=told, diff={"before": before, "after": after})
 
 
 if __name__ == "__main__":

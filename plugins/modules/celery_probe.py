@@ -29,7 +29,8 @@ options:
     required: true
   state:
     description:
-      - V(ready) makes the directory of the run, so that workers of the host note probes.
+      - V(ready) makes the directory of the run, so that workers of the host note probes. What a run has left for more
+        than a day is removed.
       - V(sending) starts to send from this host, as the application's user, in a transient unit of systemd, and waits
         for the broker to take the first.
       - V(stopped) stops sending.
@@ -98,6 +99,7 @@ unit:
   sample: celeryops-probe-shop.service
 """
 
+import glob
 import os
 import shutil
 import time
@@ -108,6 +110,7 @@ from ansible_collections.celeryops.runbook.plugins.module_utils._probe import ar
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import probes
 
 FIRST = 30.0
+OLD = 86_400.0
 
 
 class Sender:
@@ -167,6 +170,13 @@ class Sender:
         self.module.run_command(["systemctl", "stop", self.unit])
 
 
+def forget(state: str) -> None:
+    """What a run left whose controller died."""
+    for directory in glob.glob(os.path.join(state, "probe-*")):
+        if os.path.isdir(directory) and time.time() - os.stat(directory).st_mtime > OLD:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -204,6 +214,7 @@ def main() -> None:
             sender.stop()
         if params["state"] in ("ready", "sending") and not there:
             state = os.path.dirname(directory)
+            forget(state)
             if not os.path.isdir(state):
                 module.fail_json(msg=f"state_dir: there is no {state}. Did a worker of {params['name']} ever run here?")
             os.mkdir(directory, 0o750)
