@@ -25,7 +25,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     if not scorecard.ROWS:
         return
     terminalreporter.section("scorecard")
-    terminalreporter.write_line(scorecard.HEAD + "".join(map(str, scorecard.ROWS)))
+    terminalreporter.write_line(scorecard.table())
     everything = {path.name for path in Path(__file__).parent.glob("test_*.py")}
     asked = {Path(argument).name for argument in terminalreporter.config.args}
     table = os.environ.get("GAME_DAY_TABLE")

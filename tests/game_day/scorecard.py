@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fleet.story import LEDGER_DB, Story
+import jinja2
+from fleet.story import LEDGER_DB, TOP, Story
 from fleet_support import HOSTS
 
 from support import wait_until
 
 MARKS = "<!-- faults -->", "<!-- end of faults -->"
-HEAD = "| fault | cure | noticed | cured | sent | lost | run twice | |\n|---|---|---|---|---|---|---|---|\n"
+# The same as the playbook game_day prints.
+TEMPLATE = TOP / "roles" / "game_day" / "templates" / "scorecard.md.j2"
 # Begun by a worker after the moment that counts, for every worker of the fleet.
 WORKERS = [f"shop-{instance}@{host}" for instance in ("bulk-1", "fast-1") for host in HOSTS]
 
@@ -31,23 +33,34 @@ class Row:
     ledger: dict[str, Any] | None  # None where no load ran
     remark: str = ""
 
-    def __str__(self) -> str:
-        noticed, cured = ("" if value is None else f"{value:.1f} s" for value in (self.noticed, self.cured))
-        counts = " |  | "
-        if self.ledger:
-            counts = f"{self.ledger['sent']} | {len(self.ledger['lost'])} | {len(self.ledger['run_twice'])}"
-        return f"| {self.fault} | {self.cure} | {noticed} | {cured} | {counts} | {self.remark} |\n"
+    @property
+    def sent(self) -> int | None:
+        return self.ledger["sent"] if self.ledger else None
+
+    @property
+    def lost(self) -> int | None:
+        return len(self.ledger["lost"]) if self.ledger else None
+
+    @property
+    def run_twice(self) -> int | None:
+        return len(self.ledger["run_twice"]) if self.ledger else None
 
 
-ROWS: list[Row] = []
+# Those of the playbook game_day are dictionaries.
+ROWS: list[Row | dict[str, Any]] = []
+
+
+def table() -> str:
+    return jinja2.Environment(trim_blocks=True).from_string(TEMPLATE.read_text()).render(rows=ROWS)
 
 
 def write(path: Path) -> None:
     """The table between its marks; the rest of the file stays."""
-    table = HEAD + "".join(map(str, ROWS))
     text = path.read_text() if path.exists() else "\n".join(MARKS)
     begin, end = (re.escape(mark) for mark in MARKS)
-    path.write_text(re.sub(f"({begin}\n).*?({end})", lambda found: found[1] + table + found[2], text, flags=re.DOTALL))
+    path.write_text(
+        re.sub(f"({begin}\n).*?({end})", lambda found: found[1] + table() + found[2], text, flags=re.DOTALL)
+    )
 
 
 def noticed(story: Story, since: float, *words: str) -> float:
