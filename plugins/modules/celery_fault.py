@@ -127,8 +127,9 @@ class Fault:
             return []
 
     def journal(self) -> str:
-        _rc, out, _err = self.module.run_command(["journalctl", "-q", "-u", self.unit, "-n", "10", "-o", "cat"])
-        return " / ".join(str(out).split("\n")).strip(" /")
+        """What the script said, without what systemd says of its unit."""
+        _rc, out, _err = self.module.run_command(["journalctl", "-q", "-u", self.unit, "-n", "20", "-o", "cat"])
+        return " / ".join(line for line in str(out).splitlines() if self.unit not in line)
 
     def begin(self) -> None:
         params = self.module.params

@@ -209,6 +209,8 @@ def start_host(name: str, host: str, ip: str, image: str, addresses: dict[str, s
     podman(
         *("run", "-d", "--name", f"{prefix(name)}-{host}", "--hostname", host, "--systemd=always"),
         *("--network", prefix(name), "--ip", ip, "--mac-address", card),
+        # The playbook game_day cuts the network from within, as it does on a real host.
+        *("--cap-add", "NET_ADMIN"),
         *(arg for key, value in labels.items() for arg in ("--label", f"{key}={value}")),
         *(arg for other, other_ip in addresses.items() for arg in ("--add-host", f"{other}:{other_ip}")),
         *volumes,
@@ -253,14 +255,14 @@ def kill(name: str, host: str) -> None:
 
 
 def route(name: str, host: str, other: str, verb: str) -> None:
-    """Into the host's network from outside: inside nobody may change it."""
+    """Into the host's network from outside, whatever the host has installed."""
     address = next(c["ip"] for c in containers(name) if c["host"] == other)
     pid = podman("inspect", "--format", "{{.State.Pid}}", f"{prefix(name)}-{host}").stdout.strip()
     run("nsenter", "-t", pid, "-n", "ip", "route", verb, "blackhole", f"{address}/32")
 
 
 def mount(name: str, host: str, directory: str, verb: str) -> None:
-    """From outside, as with `route`."""
+    """From outside: inside nobody may mount."""
     pid = podman("inspect", "--format", "{{.State.Pid}}", f"{prefix(name)}-{host}").stdout.strip()
     small = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", directory]
     run("nsenter", "-t", pid, "-m", *(small if verb == "mount" else ["umount", directory]))
