@@ -106,6 +106,17 @@ def test_a_group_of_redis_that_could_not_fail_over(ansible: Ansible) -> None:
     ):  # fmt: skip
         assert words in refused["msg"], words
     assert "not this" not in ansible.output and "not%20this" not in ansible.output
+    # With users Sentinel keeps the password of its own, and may do without the administrator's.
+    users = [{"name": role, "role": role, "password": f"{role} password"} for role in ("worker", "sentinel")]
+    own = {**asked, "celeryops_redis_users": users}
+    refused = ansible.play([{"ansible.builtin.include_role": role, "vars": own}], expected=3)[-1]
+    for words in (
+        "no user of the role operator, whom playbooks connect as",
+        "no user of the role replica, whom replicas connect to the primary as",
+        "celeryops_redis_users (of the role sentinel), celery_redis_sentinel_password: Sentinel forgets quotes",
+    ):
+        assert words in refused["msg"], words
+    assert "sentinel password" not in ansible.output
 
 
 def test_a_quoted_password_of_the_url_opens_redis(ansible: Ansible, tmp_path: Path) -> None:
