@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, celeryops contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Probes from their sender through real workers of the Celery this environment holds, counted while Redis dies."""
+"""Probes from their sender through real workers of the Celery this environment holds, counted on disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_probes_are_counted_without_the_broker(broker: RedisServer, tmp_path: Pa
             broker.url(), f"{pool}@lab", queues=queues, pool=pool, arguments=("--include", "celeryops.worker"),
             environment={"STATE_DIRECTORY": str(tmp_path), "CELERYOPS_INSTANCE": pool},
         )
-        for pool, queues in (("prefork", "a"), ("threads", "b"))
+        for pool, queues in (("prefork", "a"), ("solo", "b"))
     ]  # fmt: skip
     command = [str(venv / "bin" / "python"), "-m", "celeryops.probe", "--run", RUN, "--directory", str(place)]
     with workers(*fleet):
