@@ -138,8 +138,8 @@ def write_files(name: str, addresses: dict[str, str]) -> Path:
     lines += [
         "        ansible_user: root",
         "        ansible_python_interpreter: /usr/bin/python3",
-        '        ansible_ssh_private_key_file: "{{ inventory_dir }}/id_ed25519"',
-        '        ansible_ssh_common_args: -F "{{ inventory_dir }}/ssh_config"',
+        # No templates here: each task would compile them anew for each host.
+        f'        ansible_ssh_common_args: -F "{folder}/ssh_config"',
         "        ansible_ssh_args: -o ControlMaster=auto -o ControlPersist=120s",
         f"        ansible_control_path_dir: {sockets}",
         "        ansible_pipelining: true",
