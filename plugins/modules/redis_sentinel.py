@@ -106,6 +106,7 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors im
 ARGUMENT_SPEC = {
     **GROUP_SPEC,
     "port": {"type": "int", "default": 26379},
+    "password": {"type": "str", "no_log": True, "default": ""},
     "bind": {"type": "list", "elements": "str", "default": ["*", "-::*"]},
     "quorum": {"type": "int", "required": True},
     "down_after": {"type": "float", "default": 5.0},
@@ -186,7 +187,7 @@ def watch(module: AnsibleModule, _server: Server) -> dict[str, Any]:
 
 
 def main() -> None:
-    run(watch, ARGUMENT_SPEC)
+    run(watch, ARGUMENT_SPEC, common={})
 
 
 if __name__ == "__main__":

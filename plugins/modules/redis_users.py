@@ -139,22 +139,20 @@ applied:
   type: bool
 """
 
-import contextlib
-import grp
 import os
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._redis import run
+from ansible_collections.celeryops.runbook.plugins.module_utils._redis import run, write
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import acl, clients
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.backup import Server
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
     AuthenticationFailed,
-    CeleryOpsError,
     ConnectionFailed,
     PreconditionFailed,
     WaitTimeout,
@@ -203,7 +201,7 @@ def reach(server: Server, before: str, dry: bool) -> Server | None:
         return None
     refused: AuthenticationFailed | None = None
     for password in dict.fromkeys((server.password, before, "")):
-        candidate = Server(server.port, password, server.timeout)
+        candidate = replace(server, password=password)
         try:
             candidate.ask("PING")
         except AuthenticationFailed as exc:
@@ -232,27 +230,6 @@ def older(server: Server, losing: Mapping[str, str], since: float) -> dict[str, 
         if client.user in losing and early and client.command != "client|list":
             found.setdefault(client.user, []).append(client.host)
     return {user: sorted(set(hosts)) for user, hosts in found.items()}
-
-
-def write(path: str, text: str, group: str, mtime: float | None) -> None:
-    """At once and whole."""
-    number = grp.getgrnam(group).gr_gid
-    temporary = f"{path}.{os.getpid()}"
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-            os.fchown(handle.fileno(), 0 if os.geteuid() == 0 else -1, number)
-            os.fchmod(handle.fileno(), 0o640)
-            if mtime is not None:
-                os.utime(handle.fileno(), (mtime, mtime))
-        os.replace(temporary, path)
-    except OSError as exc:
-        raise CeleryOpsError(f"path: {path} cannot be written: {exc.strerror}. Run as root (become).") from exc
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
 
 
 def bring(module: AnsibleModule, server: Server) -> dict[str, Any]:
@@ -311,7 +288,7 @@ def bring(module: AnsibleModule, server: Server) -> dict[str, Any]:
         )
     count: dict[str, int] = {}
     if live and running and not dry:
-        for client in connections(Server(server.port, server.password, server.timeout)):
+        for client in connections(server):
             count[client.user] = count.get(client.user, 0) + 1
     roles = {user["name"]: user["role"] for user in params["users"]}
     return {
@@ -341,10 +318,9 @@ def tell(running: Server, server: Server, plan: acl.Plan) -> dict[str, acl.User]
     for user in [*plan.users[1:], plan.users[0]]:
         running.ask("ACL", "SETUSER", user.name, "reset", *user.words, hidden=True)
     # From here on it may take the new password only.
-    now = Server(server.port, server.password, server.timeout)
     for name in plan.gone:
-        now.ask("ACL", "DELUSER", name)
-    return acl.parse(now.ask("ACL", "LIST"))
+        server.ask("ACL", "DELUSER", name)
+    return acl.parse(server.ask("ACL", "LIST"))
 
 
 def prove(running: Server, plan: acl.Plan) -> None:
