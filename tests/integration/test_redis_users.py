@@ -55,9 +55,7 @@ class Lab:
             "databases": [0, 1], "path": str(self.file), "group": "root", **options,
         }  # fmt: skip
 
-    def bring(
-        self, users: list[dict[str, Any]] | None = None, password: str = ADMIN, **options: Any
-    ) -> dict[str, Any]:
+    def bring(self, users: list[dict[str, Any]] | None = None, password: str = ADMIN, **options: Any) -> dict[str, Any]:
         check = options.pop("check", False)
         asked = self.arguments(USERS if users is None else users, password, **options)
         result = self.ansible.module("redis_users", asked, check=check)
