@@ -15,13 +15,14 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from fleet.story import BIN, NICE, SHOP, TOP, Story, wheelhouse
 
 from support import wait_until
 
+StoryT = TypeVar("StoryT", bound=Story)
 HOSTS = ("worker1", "worker2")
 LOCK = "celeryops:lock:deploy:shop"
 # Nobody consumes this queue.
@@ -42,11 +43,11 @@ for number in range(count):
 
 
 @contextlib.contextmanager
-def installed(name: str) -> Iterator[Story]:
+def installed(name: str, make: Callable[[str], StoryT] = Story) -> Iterator[StoryT]:  # type: ignore[assignment]
     """The fleet NAME with release v1 of the shop; it is removed at the end."""
     subprocess.run([str(TOP / "scripts" / "venv"), "5.7"], check=True, stdout=subprocess.DEVNULL)
     wheelhouse()
-    story = Story(name)
+    story = make(name)
     try:
         for release in ("v1", "v2"):
             story.make_release(release)

@@ -17,4 +17,9 @@ options:
     description: Its password, empty for none. It is handed on in the environment only.
     type: str
     default: ""
+  socket:
+    description:
+      - Its unix socket. Where there is such a file Redis is asked there and not on O(port), which then may speak TLS.
+    type: path
+    default: ""
 """

@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
+import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -18,6 +22,7 @@ from .engine.replication import Group, resolve
 ARGUMENT_SPEC: dict[str, Any] = {
     "port": {"type": "int", "default": 6379},
     "password": {"type": "str", "no_log": True, "default": ""},
+    "socket": {"type": "path", "default": ""},
 }
 
 # Doc fragment redis_group.
@@ -50,7 +55,7 @@ def reach(server: Server, before: str, dry: bool) -> Server | None:
         return None
     refused: AuthenticationFailed | None = None
     for password in dict.fromkeys((server.password, before, "")):
-        candidate = Server(server.port, password, server.timeout)
+        candidate = replace(server, password=password)
         try:
             candidate.ask("PING")
         except AuthenticationFailed as exc:
@@ -65,15 +70,42 @@ def reach(server: Server, before: str, dry: bool) -> Server | None:
     ) from refused
 
 
-def run(body: Callable[[AnsibleModule, Server], dict[str, Any]], argument_spec: dict[str, Any]) -> None:
+def run(
+    body: Callable[[AnsibleModule, Server], dict[str, Any]],
+    argument_spec: dict[str, Any],
+    common: Mapping[str, Any] = ARGUMENT_SPEC,
+) -> None:
     """Run one module: `body` returns the result or raises CeleryOpsError."""
-    module = AnsibleModule(argument_spec={**ARGUMENT_SPEC, **argument_spec}, supports_check_mode=True)
-    server = Server(module.params["port"], module.params["password"])
+    module = AnsibleModule(argument_spec={**common, **argument_spec}, supports_check_mode=True)
+    server = Server(module.params["port"], module.params["password"], socket=module.params.get("socket", ""))
     try:
         result = body(module, server)
     except CeleryOpsError as exc:
         module.fail_json(msg=exc.msg, category=exc.category, **exc.data)
     module.exit_json(**result)
+
+
+def write(path: str, text: str, group: str, mtime: float | None = None, mode: int = 0o640) -> None:
+    """At once and whole, root's and the group's."""
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        number = grp.getgrnam(group).gr_gid
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+            os.fchown(handle.fileno(), 0 if os.geteuid() == 0 else -1, number)
+            os.fchmod(handle.fileno(), mode)
+            if mtime is not None:
+                os.utime(handle.fileno(), (mtime, mtime))
+        os.replace(temporary, path)
+    except OSError as exc:
+        raise CeleryOpsError(f"path: {path} cannot be written: {exc.strerror}. Run as root (become).") from exc
+    except KeyError as exc:
+        raise CeleryOpsError(f"group: there is no group {group} on this host; the role makes it.") from exc
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
 
 
 def systemctl(module: AnsibleModule, verb: str, unit: str) -> None:

@@ -118,6 +118,7 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors im
 ARGUMENT_SPEC = {
     **GROUP_SPEC,
     "port": {"type": "int", "default": 26379},
+    "password": {"type": "str", "no_log": True, "default": ""},
     "auth_user": {"type": "str", "default": ""},
     "auth_password": {"type": "str", "no_log": True, "default": ""},
     "restart": {"type": "bool", "default": True},
@@ -216,7 +217,7 @@ def watch(module: AnsibleModule, _server: Server) -> dict[str, Any]:
 
 
 def main() -> None:
-    run(watch, ARGUMENT_SPEC)
+    run(watch, ARGUMENT_SPEC, common={})
 
 
 if __name__ == "__main__":

@@ -151,8 +151,6 @@ applied:
   type: bool
 """
 
-import contextlib
-import grp
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -160,11 +158,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.celeryops.runbook.plugins.module_utils._redis import reach, run
+from ansible_collections.celeryops.runbook.plugins.module_utils._redis import reach, run, write
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import acl, clients
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.backup import Server
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
-    CeleryOpsError,
     PreconditionFailed,
     WaitTimeout,
 )
@@ -228,27 +225,6 @@ def older(server: Server, losing: Mapping[str, str], since: float, links: Sequen
     return {user: sorted(set(hosts)) for user, hosts in found.items()}
 
 
-def write(path: str, text: str, group: str, mtime: float | None) -> None:
-    """At once and whole."""
-    number = grp.getgrnam(group).gr_gid
-    temporary = f"{path}.{os.getpid()}"
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-            os.fchown(handle.fileno(), 0 if os.geteuid() == 0 else -1, number)
-            os.fchmod(handle.fileno(), 0o640)
-            if mtime is not None:
-                os.utime(handle.fileno(), (mtime, mtime))
-        os.replace(temporary, path)
-    except OSError as exc:
-        raise CeleryOpsError(f"path: {path} cannot be written: {exc.strerror}. Run as root (become).") from exc
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-
-
 def bring(module: AnsibleModule, server: Server) -> dict[str, Any]:
     params, dry = module.params, module.check_mode
     want = wanted(params)
@@ -305,7 +281,7 @@ def bring(module: AnsibleModule, server: Server) -> dict[str, Any]:
         )
     count: dict[str, int] = {}
     if live and running and not dry:
-        for client in connections(Server(server.port, server.password, server.timeout)):
+        for client in connections(server):
             count[client.user] = count.get(client.user, 0) + 1
     roles = {user["name"]: user["role"] for user in params["users"]}
     return {
@@ -335,10 +311,9 @@ def tell(running: Server, server: Server, plan: acl.Plan) -> dict[str, acl.User]
     for user in [*plan.users[1:], plan.users[0]]:
         running.ask("ACL", "SETUSER", user.name, "reset", *user.words, hidden=True)
     # From here on it may take the new password only.
-    now = Server(server.port, server.password, server.timeout)
     for name in plan.gone:
-        now.ask("ACL", "DELUSER", name)
-    return acl.parse(now.ask("ACL", "LIST"))
+        server.ask("ACL", "DELUSER", name)
+    return acl.parse(server.ask("ACL", "LIST"))
 
 
 def prove(running: Server, plan: acl.Plan) -> None:

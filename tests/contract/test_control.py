@@ -17,6 +17,7 @@ from typing import Any
 
 import celery
 import pytest
+from pki import Authority
 
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.connection import Broker, BrokerSpec
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import (
@@ -365,29 +366,17 @@ def test_the_unix_socket(tmp_path: Path) -> None:
             assert Control(broker).broadcast("ping").subscribed == 0
 
 
-def certificates(directory: Path) -> dict[str, str]:
-    """A throw-away authority and a certificate for 127.0.0.1."""
-    (directory / "extensions").write_text("subjectAltName=IP:127.0.0.1\n")
-    run = {"cwd": directory, "capture_output": True}
-    new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-batch"]
-    own = ["-x509", "-days", "2", "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=lab-ca"]
-    subprocess.run([*new, *own], check=True, **run)
-    subprocess.run([*new, "-keyout", "redis.key", "-out", "redis.csr", "-subj", "/CN=127.0.0.1"], check=True, **run)
-    sign = ["openssl", "x509", "-req", "-in", "redis.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"]
-    subprocess.run([*sign, "-days", "2", "-extfile", "extensions", "-out", "redis.crt"], check=True, **run)
-    return {name: str(directory / name) for name in ("ca.crt", "redis.crt", "redis.key")}
-
-
 def test_tls(tmp_path: Path) -> None:
-    files = certificates(tmp_path)
+    authority = Authority(tmp_path, "lab-ca")
+    redis, ca = authority.sign("redis", "IP:127.0.0.1"), str(authority.file)
     port = free_port()
-    tls = ["--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", files["ca.crt"]]
-    tls += ["--tls-cert-file", files["redis.crt"], "--tls-key-file", files["redis.key"]]
+    tls = ["--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", ca]
+    tls += ["--tls-cert-file", str(redis.certificate), "--tls-key-file", str(redis.key)]
     url = f"rediss://127.0.0.1:{port}/1"
     with RedisServer(*tls) as plain:
         for spec in (
-            BrokerSpec.build(url=url, tls={"ca_certs": files["ca.crt"], "verify": True}),
-            BrokerSpec.build(url=f"{url}?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={files['ca.crt']}"),
+            BrokerSpec.build(url=url, tls={"ca_certs": ca, "verify": True}),
+            BrokerSpec.build(url=f"{url}?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={ca}"),
             BrokerSpec.build(url=url, tls={"verify": False}),
             BrokerSpec.build(url=f"{url}?ssl_cert_reqs=none"),
         ):
@@ -400,13 +389,13 @@ def test_tls(tmp_path: Path) -> None:
             Control(broker).broadcast("ping")
         wrong = url.replace("127.0.0.1", "localhost")
         with (
-            Broker(BrokerSpec.build(url=wrong, tls={"ca_certs": files["ca.crt"], "verify": True})) as broker,
+            Broker(BrokerSpec.build(url=wrong, tls={"ca_certs": ca, "verify": True})) as broker,
             pytest.raises(ConnectionFailed, match="TLS connection failed"),
         ):
             Control(broker).broadcast("ping")
-        secure = {"ssl_ca_certs": files["ca.crt"], "ssl_cert_reqs": "required"}
+        secure = {"ssl_ca_certs": ca, "ssl_cert_reqs": "required"}
         worker = Worker(f"{url}?{'&'.join(f'{key}={value}' for key, value in secure.items())}", "tls@lab")
-        with workers(worker), Broker(BrokerSpec.build(url=url, tls={"ca_certs": files["ca.crt"]})) as broker:
+        with workers(worker), Broker(BrokerSpec.build(url=url, tls={"ca_certs": ca})) as broker:
             assert Control(broker, timeout=10).broadcast("ping").nodes == ["tls@lab"]
         assert plain.cli("PING") == "PONG"
 

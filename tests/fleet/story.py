@@ -154,6 +154,7 @@ class Story:
         self.password = secrets.token_hex(8)
         self.address = ""
         self.venv = OUTPUT / "venvs" / "celery-5.7"
+        self.cli: tuple[str, ...] = ()  # more words for redis-cli
 
     # the hosts
 
@@ -230,7 +231,7 @@ class Story:
 
     def redis(self, *command: str, db: int = 0) -> str:
         done = subprocess.run(
-            ["redis-cli", "-h", self.address, "-n", str(db), "--no-auth-warning", *command],
+            ["redis-cli", *self.cli, "-h", self.address, "-n", str(db), "--no-auth-warning", *command],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
             env={**os.environ, "REDISCLI_AUTH": self.password},
         )  # fmt: skip

@@ -183,6 +183,13 @@ def test_a_stopped_broker_is_critical_and_what_depends_on_it_unknown() -> None:
     assert set(health.DEFAULTS) - health.RABBITMQ <= {c.name for c in found.checks}
 
 
+def test_until_when_the_certificate_lasts_is_told() -> None:
+    facts = well()
+    facts.broker = {**(facts.broker or {}), "certificate": {"ends": "2026-12-01 00:00 UTC", "days": 14.1}}
+    (check,) = the(verdict(facts), "broker_certificate")
+    assert check.severity == "ok" and "ends on 2026-12-01 00:00 UTC, in 14.1 days" in check.message
+
+
 @pytest.mark.parametrize(
     ("change", "name", "severity"),
     [
@@ -201,6 +208,8 @@ def test_a_stopped_broker_is_critical_and_what_depends_on_it_unknown() -> None:
         ({"aof_enabled": 0, "save": "3600 1"}, "broker_persistence", "warning"),
         ({"aof_enabled": 0, "save": ""}, "broker_persistence", "warning"),
         ({"loading": 1}, "broker_reachable", "critical"),
+        ({"certificate": {"ends": "2026-12-01 00:00 UTC", "days": 13.9}}, "broker_certificate", "warning"),
+        ({"certificate": {"ends": "2026-12-01 00:00 UTC", "days": 1.9}}, "broker_certificate", "critical"),
     ],
 )
 def test_the_broker(change: dict[str, Any], name: str, severity: str) -> None:

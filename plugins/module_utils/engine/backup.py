@@ -73,6 +73,12 @@ class Server:
     password: str = field(default="", repr=False)
     timeout: float = 5.0
     host: str = "127.0.0.1"
+    socket: str = ""  # asked there, where there is this file: a certificate that has ended shuts nobody out
+
+    @property
+    def _where(self) -> list[str]:
+        there = bool(self.socket) and os.path.exists(self.socket)
+        return ["-s", self.socket] if there else ["-h", self.host, "-p", str(self.port)]
 
     def ask(self, *command: str, timeout: float | None = None, hidden: bool = False) -> str:
         """The answer. `hidden`: the command is no argument of a process either."""
@@ -82,7 +88,7 @@ class Server:
         seconds = timeout or self.timeout
         try:
             done = subprocess.run(
-                ["redis-cli", "-h", self.host, "-p", str(self.port), "--no-auth-warning", *(() if hidden else command)],
+                ["redis-cli", *self._where, "--no-auth-warning", *(() if hidden else command)],
                 capture_output=True, text=True, errors="replace", check=False,
                 input=" ".join(command) + "\n" if hidden else "", timeout=seconds, env=environment,
             )  # fmt: skip
@@ -490,12 +496,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """For the timer. The password is in REDISCLI_AUTH."""
     parser = argparse.ArgumentParser(description="Back up the Redis of this host.")
     parser.add_argument("--port", type=int, default=6379)
+    parser.add_argument("--socket", default="")
     parser.add_argument("--directory", required=True)
     parser.add_argument("--name", default="redis")
     parser.add_argument("--keep", type=int, default=7)
     parser.add_argument("--timeout", type=float, default=3600.0)
     given = parser.parse_args(arguments)
-    server = Server(given.port, os.environ.get("REDISCLI_AUTH", ""))
+    server = Server(given.port, os.environ.get("REDISCLI_AUTH", ""), socket=given.socket)
     try:
         made = make(server, given.directory, name=given.name, keep=given.keep, timeout=given.timeout)
     except CeleryOpsError as exc:

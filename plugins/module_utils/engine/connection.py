@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from . import certificates
 from .errors import AuthenticationFailed, CeleryOpsError, ConnectionFailed, PreconditionFailed, WrongType
 
 REDIS_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
@@ -518,6 +519,19 @@ class Broker:
             found["ssl_check_hostname"] = False
         found.setdefault("ssl_check_hostname", True)  # redis-py before 6 does not by itself
         return found
+
+    def certificate(self) -> certificates.Facts | None:
+        """What Redis shows; None without TLS, where nothing is verified, and behind Sentinels."""
+        endpoint = self.endpoint
+        if endpoint.scheme != "rediss" and (self.spec.tls is None or endpoint.scheme != "redis"):
+            return None
+        told = self._tls_arguments(endpoint)
+        if told["ssl_cert_reqs"] == "none":
+            return None
+        return certificates.look(
+            endpoint.host, endpoint.port, ca_file=told.get("ssl_ca_certs"), pair=told.get("ssl_certfile", ""),
+            key_file=told.get("ssl_keyfile"), timeout=self.spec.connect_timeout,
+        )  # fmt: skip
 
     def _client_arguments(self, endpoint: Endpoint) -> dict[str, Any]:
         from redis import Redis

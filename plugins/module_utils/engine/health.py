@@ -71,6 +71,7 @@ DEFAULTS: dict[str, Limit] = {
     "broker_clients": Limit(80, 95, "%"),
     "broker_rejected": Limit(1, None, "connections"),
     "broker_evicted": Limit(None, 0, "keys"),
+    "broker_certificate": Limit(14, 2, "days", low_is_bad=True),
 }
 
 CURES: dict[str, str] = {
@@ -108,6 +109,7 @@ CURES: dict[str, str] = {
     "broker_memory": "site",
     "broker_clients": "site",
     "broker_rejected": "site",
+    "broker_certificate": "redis_rotate_secret",
     "broker_evicted": "site",
     "broker_eviction_policy": "site",
     "broker_persistence": "site",
@@ -315,7 +317,7 @@ def _broker(j: _Judge) -> None:
         j.add("broker_reachable", CRITICAL, "", None, f"the broker does not answer: {j.facts.broker_error}")
         for name in ("broker_role", "broker_memory", "broker_eviction_policy", "broker_evicted"):
             j.unknown(name, "the broker does not answer")
-        for name in ("broker_persistence", "broker_clients", "broker_rejected"):
+        for name in ("broker_persistence", "broker_clients", "broker_rejected", "broker_certificate"):
             j.unknown(name, "the broker does not answer")
         return
     if broker.get("kind") != "redis":
@@ -334,6 +336,7 @@ def _broker(j: _Judge) -> None:
         "Redis is the master" if role == "master" else f"Redis is a {role}: nothing can be written to it",
     )
     _broker_memory(j, broker)
+    _certificate(j, broker)
     policy = str(broker.get("maxmemory_policy") or "unknown")
     if policy == "unknown":
         j.unknown("broker_eviction_policy", "Redis does not tell its maxmemory-policy")
@@ -389,6 +392,15 @@ def _rabbitmq(j: _Judge, broker: Mapping[str, Any]) -> None:
             ((name, share, limit, f"{name}: {share:g} % {what}") for name, share in shares.items()),
             f"at most {max(shares.values(), default=0):g} % {what}",
         )
+
+
+def _certificate(j: _Judge, broker: Mapping[str, Any]) -> None:
+    told = broker.get("certificate")
+    if not told:
+        j.add("broker_certificate", OK, "", None, "there is no certificate that could end: no TLS")
+        return
+    text = f"the certificate of Redis ends on {told['ends']}, in {told['days']:g} days"
+    j.figure("broker_certificate", told["days"], text)
 
 
 def _broker_memory(j: _Judge, broker: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import time
 from collections import Counter
@@ -13,10 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from . import heartbeat, pauses, rabbitmq, schedule
+from . import certificates, heartbeat, pauses, rabbitmq, schedule
 from .connection import Broker
 from .control import Control, Request, is_beat
 from .deadletters import SUFFIX, DeadLetters
+from .errors import ConnectionFailed
 from .queues import RedisQueues
 
 _INFO = (
@@ -37,6 +39,10 @@ def broker_facts(broker: Broker, queues: Iterable[str] = ()) -> dict[str, Any]:
     with broker.guard():
         info = broker.redis.info()
         facts: dict[str, Any] = {"kind": "redis", **{name: info[name] for name in _INFO if name in info}}
+        with contextlib.suppress(ConnectionFailed):
+            shown = broker.certificate()
+            if shown:
+                facts["certificate"] = {"ends": certificates.day(shown.ends), "days": round(shown.days(), 1)}
         try:
             settings = broker.redis.config_get("save", "maxclients")
         except ResponseError:

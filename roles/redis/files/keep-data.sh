@@ -4,7 +4,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # A Redis that has written snapshots only and is restarted with an append-only file starts empty. This makes the running
 # one write its data there first. From the environment: PASSWORD, the one of the new configuration, and
-# PASSWORD_BEFORE.
+# PASSWORD_BEFORE; SOCKET, where Redis may listen too.
 set -eu
 data=/var/lib/redis
 fail() { echo "$*" >&2; exit 1; }
@@ -17,7 +17,10 @@ start empty: start it as it was, without $1, and run again"
     exit 0
 fi
 port=$(tr '\0' ' ' <"/proc/$(systemctl show -P MainPID redis-server)/cmdline" | sed -n 's/^[^ ]* [^ ]*:\([0-9][0-9]*\).*/\1/p')
-cli() { REDISCLI_AUTH=$auth redis-cli -p "${port:-6379}" --no-auth-warning "$@"; }
+reach="-p ${port:-6379}"
+[ ! -S "${SOCKET:-}" ] || reach="-s $SOCKET"
+# shellcheck disable=SC2086
+cli() { REDISCLI_AUTH=$auth redis-cli $reach --no-auth-warning "$@"; }
 for auth in "" "$PASSWORD" "${PASSWORD_BEFORE:-}"; do
     [ "$(cli PING 2>/dev/null)" != PONG ] || break
 done
