@@ -18,6 +18,7 @@ from pki import Authority, Pair
 
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import certificates
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.backup import Server
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import ConnectionFailed
 from support import Ansible, RedisServer, free_port
 
 pytestmark = pytest.mark.ansible
@@ -154,11 +155,15 @@ def test_a_client_looks_at_what_redis_shows(lab: Lab) -> None:
 def test_the_host_asks_on_its_socket(lab: Lab) -> None:
     """Also when the certificate of the port has ended."""
     lab.bring(lab.old, lab.first, "trust")
-    lab.start()
+    redis = lab.start()
     server = Server(lab.port, SECRET, socket=str(lab.socket))
     assert server.ask("PING") == "PONG" and server.ask("CONFIG", "GET", "tls-port").split()[1] == str(lab.port)
     asked = {"port": lab.port, "socket": str(lab.socket), "password": SECRET, "confirm": "all keys"}
     assert not lab.ansible.module("redis_flush", asked, check=True).get("failed")
+    redis.stop()
+    assert lab.socket.exists(), "killed, it leaves that behind"
+    with pytest.raises(ConnectionFailed, match="Redis is down"):
+        server.ask("PING")
 
 
 def test_wrong_settings_are_refused(ansible: Ansible, tmp_path: Path) -> None:
