@@ -26,7 +26,7 @@ LEFT = (
     "ls -d /run/celeryops-fault/* /var/lib/celery-shop/probe-* 2>/dev/null; ip route show type blackhole"
 )
 # Other than those that the neighbours cause by hand.
-FAULTS = ["network_cut", "worker_out_of_memory", "beat_killed", "worker_frozen"]
+FAULTS = ["network_cut", "worker_out_of_memory", "beat_killed", "redis_frozen"]
 
 
 def left(story: Story) -> str:
@@ -118,16 +118,15 @@ def test_faults_by_name_are_caused_noticed_cured_and_counted(marked: Story, tmp_
     rows = {row["name"]: row for row in told["faults"]}
     print(play.seconds, json.dumps(rows, indent=1))
     assert list(rows) == FAULTS and told["problems"] == []
-    # A task of a pool process that is killed may be gone, if it is acknowledged early.
-    killed = {"worker_frozen": 8, "worker_out_of_memory": 1}
     for name, row in rows.items():
-        assert row["lost"] == row["sent"] - row["done"] <= killed.get(name, 0), row
+        # What the pool process that was killed had begun may be gone, if it is acknowledged early.
+        assert row["lost"] == row["sent"] - row["done"] <= (name == "worker_out_of_memory"), row
         assert row["sent"] > 20 and row["cured"] > 0
-        assert bool(row["noticed"]) == (name in ("network_cut", "worker_frozen"))
+        assert bool(row["noticed"]) == (name in ("network_cut", "redis_frozen"))
     # The shop's own ledger, whose tasks went through the same queues.
     ledger = shop.ledger("--wait", "60")
     forget(shop)
-    assert len(ledger["lost"]) <= 4, ledger["lost"]
+    assert len(ledger["lost"]) <= 1, ledger["lost"]
     table = report.read_text()
     assert all(
         f"| {row['fault']} | {row['cure']} |" in table and f"| {row['fault']} |" in play.text for row in rows.values()
