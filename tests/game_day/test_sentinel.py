@@ -171,9 +171,13 @@ def test_a_planned_failover_under_load(ha: Guarded) -> None:
     assert done["gap"] < 10
     ROWS.append(
         Row(
-            "another primary is wanted, under Sentinel", "`redis_failover`", None, play.seconds, ledger,
+            "another primary is wanted, under Sentinel",
+            "`redis_failover`",
+            None,
+            play.seconds,
+            ledger,
             f"no writes for {done['gap']:.1f} s; queue wait p99 {window['wait']['p99']:.2f} s",
-        )  # fmt: skip
+        )
     )
     # Each as itself, with the new password. Refused was the administrator's, which was tried before it was accepted.
     assert {who for host in NODES for who in ha.refused(host)} <= {("auth", "default")}
