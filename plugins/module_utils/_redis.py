@@ -73,10 +73,10 @@ def reach(server: Server, before: str, dry: bool) -> Server | None:
 def run(
     body: Callable[[AnsibleModule, Server], dict[str, Any]],
     argument_spec: dict[str, Any],
-    common: Mapping[str, Any] = ARGUMENT_SPEC,
+    common: Mapping[str, Any] | None = None,
 ) -> None:
     """Run one module: `body` returns the result or raises CeleryOpsError."""
-    module = AnsibleModule(argument_spec={**common, **argument_spec}, supports_check_mode=True)
+    module = AnsibleModule(argument_spec={**(ARGUMENT_SPEC if common is None else common), **argument_spec}, supports_check_mode=True)
     server = Server(module.params["port"], module.params["password"], socket=module.params.get("socket", ""))
     try:
         result = body(module, server)
