@@ -73,7 +73,9 @@ def describe(app: Any) -> dict[str, Any]:
         "schedule": schedule,
         "queues": sorted(queues),
         "acks_late": bool(conf.task_acks_late),
-        "acks_late_tasks": sorted(name for name, task in app.tasks.items() if task.acks_late),
+        "acks_late_tasks": sorted(
+            name for name, task in app.tasks.items() if task.acks_late and not name.startswith("celeryops.")
+        ),
         "visibility_timeout": (conf.broker_transport_options or {}).get("visibility_timeout"),
         "settings": _settings(conf, app.namespace),
     }

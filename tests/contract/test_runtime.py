@@ -199,9 +199,12 @@ def test_parts_that_are_off_or_broken(broker: RedisServer, systemds: Any, tmp_pa
     (tmp_path / "labbroken.py").write_text(
         "import sys\nsys.modules['celeryops.engine.tasks'] = None\nfrom labapp import app\n"
     )
-    everything = {"CELERYOPS_DISABLE": "notify, watchdog,release,stamp,canary,ledger,held,typo", **off.environment(4)}
-    two = {"CELERYOPS_DISABLE": "notify,canary", "CELERYOPS_RELEASE": "v1", **some.environment(4)}
-    broken = {"PYTHONPATH": str(tmp_path), "CELERYOPS_RELEASE": "v1"}
+    everything = {
+        "CELERYOPS_DISABLE": "notify, watchdog,release,stamp,canary,ledger,held,probe,typo",
+        **off.environment(4),
+    }
+    two = {"CELERYOPS_DISABLE": "notify,canary,probe", "CELERYOPS_RELEASE": "v1", **some.environment(4)}
+    broken = {"PYTHONPATH": str(tmp_path), "CELERYOPS_RELEASE": "v1", "CELERYOPS_DISABLE": "probe"}
     url = broker.url()
     fleet = (
         Worker(url, "off@lab", arguments=RUNTIME, environment=everything),
