@@ -76,7 +76,9 @@ def run(
     common: Mapping[str, Any] | None = None,
 ) -> None:
     """Run one module: `body` returns the result or raises CeleryOpsError."""
-    module = AnsibleModule(argument_spec={**(ARGUMENT_SPEC if common is None else common), **argument_spec}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec={**(ARGUMENT_SPEC if common is None else common), **argument_spec}, supports_check_mode=True
+    )
     server = Server(module.params["port"], module.params["password"], socket=module.params.get("socket", ""))
     try:
         result = body(module, server)
