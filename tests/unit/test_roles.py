@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -289,3 +290,20 @@ def test_prune_spares_a_release_that_a_process_works_in(releases: Any, tmp_path:
         finally:
             process.kill()
     assert releases.complete() == ["v1", "v3", "v4"]
+
+
+def test_what_follows_the_hardening_has_lines_of_its_own() -> None:
+    """An include swallows the end of its last line, and systemd leaves out what it cannot read."""
+    for path in (TOP / "templates" / "systemd").glob("*.j2"):
+        assert not re.search(r"include '_hardening.j2' %}\n(?!\n)", path.read_text()), path.name
+    file = {"settings": {"last": "", "extra": ["IPAccounting=yes"]}}
+    shown = subprocess.run(
+        [
+            *(sys.executable, "-m", "ansible", "adhoc", "localhost", "-m", "ansible.builtin.debug"),
+            *("-a", "msg={{ lookup('ansible.builtin.template', path) }}", "-o", "-e"),
+            json.dumps({"celery_unit_file": file, "path": str(TOP / "templates/systemd/redis-server.conf.j2")}),
+        ],
+        capture_output=True, text=True, check=True, env={**os.environ, "ANSIBLE_LOCALHOST_WARNING": "0"},
+    )  # fmt: skip
+    lines = json.loads(shown.stdout.partition("=> ")[2])["msg"].splitlines()
+    assert lines.count("UMask=0077") == 1 and "UMask=0027" in lines and "IPAccounting=yes" in lines
