@@ -17,9 +17,11 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from fleet.story import Story
+from fleet.story import SHOP, Story
 from fleet_support import IDLE, LOCK, send, waiting
 from scorecard import ROWS, WORKERS, Row, all_answer, all_begin, first_begun, forget, mains, noticed, runs
+
+from support import wait_until
 
 pytestmark = pytest.mark.ansible
 
@@ -301,6 +303,38 @@ def test_the_host_of_redis_reboots(shop: Story) -> None:
     print(f"reboot: {cured} s, twice {ledger['run_twice']}")
     assert ledger["lost"] == [] and cured < 10 and mains(shop) == before
     ROWS.append(Row("the host of Redis reboots", "`redis_recover`", None, cured, ledger))
+
+
+LATER = """
+import datetime, json
+from shop.celery import app
+from shop.book import SENT
+import os, redis
+book = redis.Redis.from_url(os.environ["SHOP_LEDGER_URL"])
+for number in range(20):
+    due = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=60)
+    sent = app.send_task("shop.send_reminder", args=[number], queue="email", eta=due)
+    known = {"id": sent.id, "task": "shop.send_reminder", "published": None, "eta": due.isoformat()}
+    book.rpush(SENT, json.dumps(known))
+"""
+
+
+def test_what_waits_for_its_time_outlasts_a_restart_of_redis_by_site(shop: Story) -> None:
+    forget(shop)
+    subprocess.run(
+        [str(shop.venv / "bin" / "python"), "-c", LATER], cwd=SHOP / "src", env=shop.client_environment(), check=True
+    )
+    wait_until(lambda: int(shop.redis("HLEN", "unacked")) >= 20, 20, "the workers hold them")
+    before = shop.ssh("redis1", "systemctl show -P MainPID redis-server")
+    try:
+        play = shop.play("site", celeryops_release="v1", celery_redis_maxclients=9999)
+        assert play.changed > 0 and shop.ssh("redis1", "systemctl show -P MainPID redis-server") != before
+        ledger = shop.ledger("--wait", "120")
+        assert (ledger["sent"], ledger["lost"], ledger["run_twice"]) == (20, [], [])
+        assert shop.redis("HLEN", "unacked") == "0", "they did not wait for the visibility timeout"
+    finally:
+        shop.play("site", celeryops_release="v1")
+        forget(shop)
 
 
 def test_damage_in_the_midst_is_left_to_a_person(shop: Story) -> None:
