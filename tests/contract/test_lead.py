@@ -79,3 +79,21 @@ def test_one_that_slept_over_its_lease_overwrites_nothing(lab: Lab) -> None:
         assert not lead.go_on(old, {"e": schedule.Run(2.0, 2)}, ["e"])
         assert lead.claim(old, "e", 4.0, 2) == schedule.FOLLOW
         assert schedule.runs(broker, "lab") == {"e": schedule.Run(3.0, 3)}
+
+
+def test_redbeat_keeps_its_own_lock_and_its_heartbeat(lab: Lab) -> None:
+    """celery-redbeat in place of the standby: the runtime leaves its loop alone, and still tells that it lives."""
+    # The lock lasts for five of these, and who waits for it asks once in each.
+    options = ("--scheduler", "redbeat.RedBeatScheduler", "--max-interval", "1")
+    with workers(*(lab.beat(name, None, *options) for name in "ab")) as both:
+        lab.wait_sent(3)
+        holder, other = sorted(both, key=lambda beat: "Acquired lock" not in beat.log.read_text())
+        assert "Acquired lock" not in other.log.read_text()
+        with lab.broker() as broker:
+            seen = heartbeat.read(broker, "lab")
+        assert seen and seen["pid"] == holder.pid and not lab.leader()
+        assert "RedBeatScheduler has a way of its own" in holder.log.read_text()
+        holder.signal(signal.SIGKILL)
+        wait_until(lambda: "Acquired lock" in other.log.read_text(), 20, "the other one takes the lock")
+        lab.wait_sent(3)
+    assert lab.apart() > 0.8, "no run was sent twice"
