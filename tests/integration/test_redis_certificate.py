@@ -218,7 +218,7 @@ def test_the_application_gets_urls_that_verify(ansible: Ansible, tmp_path: Path)
         "celeryops_result_backend": "rediss://other/1?health_check_interval=9",
         "celeryops_tls_client_certificate": client.pem, "celeryops_tls_client_key": client.secret,
     }  # fmt: skip
-    ansible.play([{"ansible.builtin.include_role": role, "vars": variables}], expected=6)
+    ansible.play([{"ansible.builtin.include_role": role, "vars": variables}], expected=5)
     assert "PRIVATE KEY" not in ansible.output and SECRET not in ansible.output
     written = (tmp_path / "secret.env").read_text()
     own = f"ssl_certfile={tmp_path}/client.pem&ssl_keyfile={tmp_path}/client.pem"
@@ -239,6 +239,6 @@ def test_the_application_gets_urls_that_verify(ansible: Ansible, tmp_path: Path)
         "celeryops_tls_client_certificate": "",
         "celeryops_tls_client_key": "",
     }
-    ansible.play([{"ansible.builtin.include_role": role, "vars": plain}], expected=4)
+    ansible.play([{"ansible.builtin.include_role": role, "vars": plain}], expected=3)
     written = (tmp_path / "secret.env").read_text()
     assert "redis1:6379/0?ssl_cert_reqs=required&ssl_check_hostname=true;rediss://redis2" in written
