@@ -11,6 +11,11 @@ at its end at the latest, or the next one of this instance.
 
 Was the note written and only its answer lost, then it is taken back by the same step. Only if somebody else has given
 the message back meanwhile (visibility timeout, `queue_rescue`) it runs twice.
+
+A connection may also be given up while its BRPOP has no answer yet: a command on another one timed out, or kombu (since
+5.7) saw none for 26 seconds. Was Redis only frozen, or the network cut, then both get on later as if nothing had been:
+the kernel still delivers the command, Redis takes a message off, and nobody would read it. So such a connection is not
+closed. A thread waits for its answer and gives back what comes.
 """
 
 from __future__ import annotations
@@ -20,6 +25,11 @@ import functools
 import json
 import logging
 import os
+import socket
+import struct
+import threading
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +37,24 @@ from celery import signals
 from celery.worker.consumer import Consumer
 from kombu.transport import redis as transport
 from redis import exceptions
+from redis.connection import AbstractConnection
 
 logger = logging.getLogger(__name__)
 
 # Seconds that a worker without a broker gives to it at its end.
 LAST_TRY = 5
+# After how many seconds without a word TCP asks whether the peer is there, how often then, and how many times: as long
+# as TCP of Linux tries to deliver an answer (tcp_retries2), and a peer that forgot the connection says so at once.
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 60, "TCP_KEEPCNT": 14}
 
 _append = transport.QoS.append
+_brpop_start = transport.Channel._brpop_start
+_disconnect = AbstractConnection.disconnect
 _ensure_connected = Consumer.ensure_connected
 # Delivery tag -> message, exchange, routing key.
 _kept: dict[str, tuple[dict[str, Any], str, str]] = {}
 _looked = False
+_giving = threading.Lock()
 
 
 def append(self: Any, message: Any, delivery_tag: str) -> Any:
@@ -47,6 +64,65 @@ def append(self: Any, message: Any, delivery_tag: str) -> Any:
         where = message.delivery_info
         _keep(delivery_tag, message._raw, where["exchange"], where["routing_key"])
         raise
+
+
+def brpop_start(self: Any, *args: Any, **options: Any) -> Any:
+    started = _brpop_start(self, *args, **options)
+    if self._in_poll:
+        self._in_poll._celeryops_channel = weakref.ref(self)
+    return started
+
+
+def disconnect(self: Any, *args: Any, **options: Any) -> Any:
+    channel = getattr(self, "_celeryops_channel", lambda: None)()
+    # A child of the pool closes only its copy.
+    if channel is not None and channel._in_poll is self and self._sock is not None and self.pid == os.getpid():
+        try:
+            _leave_open(channel, self)
+        except Exception:
+            logger.exception("celeryops: a connection to Redis is closed although it was asked for a message")
+    return _disconnect(self, *args, **options)
+
+
+def _leave_open(channel: Any, connection: Any) -> None:
+    found, parser, poller = connection._sock, connection._parser, channel.connection.cycle
+    connection._sock = None
+    connection.set_parser(type(parser))
+    poller.poller.unregister(found)
+    poller._fd_to_chan.pop(found.fileno(), None)
+    poller._chan_to_sock.pop((channel, channel.client, "BRPOP"), None)
+    # Should this process end first, then what is not delivered shall not be.
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if found.family in (socket.AF_INET, socket.AF_INET6):
+        for name, value in KEEPALIVE.items():
+            found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    found.settimeout(None)
+    answer = functools.partial(_answer, found, parser, channel.connection.client.clone())
+    threading.Thread(target=answer, name="celeryops-fetched", daemon=True).start()
+
+
+def _answer(found: socket.socket, parser: Any, broker: Any) -> None:
+    """Read what a connection that was given up still brings, and give it back."""
+    try:
+        answer = parser.read_response()
+    except (OSError, exceptions.RedisError):
+        return  # the connection is dead: Redis saw its end before it took a message off
+    finally:
+        found.close()
+    if not isinstance(answer, list | tuple):
+        return
+    message = json.loads(answer[1])
+    properties = message["properties"]
+    tag, where = properties["delivery_tag"], properties["delivery_info"]
+    _keep(tag, message, where["exchange"], where["routing_key"])
+    while tag in _kept:
+        try:
+            with broker.clone() as connection:
+                connection.ensure_connection()
+                _give_back(connection)
+        except (*broker.connection_errors, exceptions.ResponseError, OSError):
+            time.sleep(1)
 
 
 def _file(tag: str) -> Path | None:
@@ -85,6 +161,11 @@ def ensure_connected(self: Any, conn: Any) -> Any:
 
 
 def _give_back(connection: Any) -> None:
+    with _giving:
+        _put_all(connection)
+
+
+def _put_all(connection: Any) -> None:
     for tag, (raw, _exchange, key) in list(_kept.items()):
         channel = connection.default_channel
         put = functools.partial(_put, channel, tag)
@@ -130,4 +211,6 @@ def _last(sender: Any, **_: Any) -> None:
 
 
 transport.QoS.append = append
+transport.Channel._brpop_start = brpop_start
+AbstractConnection.disconnect = disconnect
 Consumer.ensure_connected = ensure_connected

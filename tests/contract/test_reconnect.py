@@ -6,11 +6,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import re
+import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
 import redis
+from kombu.transport.redis import MultiChannelPoller
 
 from celeryops import reconnect
 from celeryops.engine import tasks
@@ -83,6 +89,42 @@ def test_a_message_that_was_just_fetched_is_not_forgotten(tmp_path: Path, end: s
                 assert last.log.read_text().count("succeeded in") == 1
             assert (server.cli("HLEN", "unacked"), server.cli("LLEN", "late")) == ("0", "0")
             assert not list(tmp_path.glob("*.fetched-*"))
+
+
+@pytest.mark.skipif(
+    not hasattr(MultiChannelPoller, "maybe_check_brpop_health"), reason="kombu before 5.7 waits for an answer forever"
+)
+def test_a_message_for_a_connection_that_was_given_up_is_not_forgotten() -> None:
+    """A frozen Redis does later what it was told before, also for a worker that waits no more."""
+    options = {"socket_timeout": 2, "socket_connect_timeout": 1, "health_check_interval": 2}
+    with (
+        RedisServer() as server,
+        Broker(BrokerSpec.build(url=server.url())) as connection,
+        Worker(
+            server.url(), "late@lab", queues="late", arguments=("--include", "celeryops.worker", "--without-heartbeat"),
+            environment={"CELERYOPS_TRANSPORT_OPTIONS": json.dumps(options)},
+        ) as worker,
+        socket.create_connection(("127.0.0.1", server.port)) as producer,
+    ):  # fmt: skip
+        assert server.process
+        worker.freeze()
+        time.sleep(1.2)  # what it asked for is answered
+        task = tasks.send(connection, tasks.Order("lab.late", "late", args=[0]))
+        message = server.cli("RPOP", "late").encode()
+        worker.thaw()
+        time.sleep(0.5)
+        os.kill(server.process.pid, signal.SIGSTOP)
+        producer.sendall(b"*3\r\n$5\r\nLPUSH\r\n$4\r\nlate\r\n$%d\r\n%s\r\n" % (len(message), message))
+        given_up = re.compile("Connection to broker lost|dropping stale connection")
+        try:
+            wait_until(lambda: given_up.search(worker.log.read_text()), 30, "the worker gives its connection up")
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+        wait_until(lambda: f"{task}] succeeded in" in worker.log.read_text(), 20, "the task runs")
+        assert f"lab.late[{task}] was fetched when the broker went" in worker.log.read_text()
+        time.sleep(0.5)
+        assert worker.log.read_text().count("succeeded in") == 1
+        assert (server.cli("HLEN", "unacked"), server.cli("LLEN", "late")) == ("0", "0")
 
 
 @pytest.mark.parametrize(
