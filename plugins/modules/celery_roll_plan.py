@@ -12,13 +12,14 @@ version_added: 0.1.0
 author:
   - celeryops contributors (@celeryops)
 description:
-  - Compares the instances that a host is to run with what the host shows and with what the fleet has answered, and says
-    which instances a deploy has to replace, which of them should have answered and did not, and which pools need an
-    extra instance (surge) meanwhile.
+  - Asks the fleet what runs and what it consumes, compares the instances that a host is to run with that and with what
+    the host shows, and says which instances a deploy has to replace, which of them should have answered and did not,
+    and which pools need an extra instance (surge) meanwhile.
   - What an interrupted deploy has finished is not planned again.
-  - Asks nobody and changes nothing. The role C(worker) gathers the facts and acts.
+  - Changes nothing. The role C(worker) acts.
 extends_documentation_fragment:
-  - celeryops.runbook.attributes.host_info
+  - celeryops.runbook.connection
+  - celeryops.runbook.attributes.info
 options:
   release:
     description: The release that all instances are to run.
@@ -57,12 +58,6 @@ options:
         unit as systemd calls it, the C(release) it runs and the state of its C(process) as in C(/proc/PID/stat).
     type: dict
     required: true
-  nodes:
-    description:
-      - The RV(celeryops.runbook.celery_inspect#module:nodes) of the fleet, asked for C(active_queues) and
-        C(celeryops_release).
-    type: dict
-    required: true
   batch:
     description: Node names on all hosts that are replaced together. What their hosts consume does not count as covered.
     type: list
@@ -75,28 +70,25 @@ options:
     type: str
     choices: [auto, always, never]
     default: auto
+  timeout:
+    description: Seconds that the fleet has for its answers.
+    type: float
+    default: 3.0
 seealso:
   - module: celeryops.runbook.celery_inspect
 """
 
 EXAMPLES = r"""
-- name: Ask the fleet
-  celeryops.runbook.celery_inspect:
-    environment_file: /etc/celeryops/shop/secret.env
-    virtualenv: /srv/shop/current/venv
-    commands: [active_queues, celeryops_release]
-    expected_nodes: [shop-default-1@worker1]
-  register: fleet
-
 - name: Plan what is to be done on worker1
   celeryops.runbook.celery_roll_plan:
+    environment_file: /etc/celeryops/shop/secret.env
+    virtualenv: /srv/shop/current/venv
     release: v2
     current: v1
     wanted:
       - {instance: default-1, pool: default, node: shop-default-1@worker1, queues: [default]}
     found:
       default-1: {state: active, release: v1, process: S}
-    nodes: "{{ fleet.nodes }}"
     batch: [shop-default-1@worker1]
   register: planned
 """
@@ -138,53 +130,63 @@ text:
     would start default-surge on v2, quiet, drain and stop default-1, switch current from v1 to v2, start and prove them
 """
 
-from ansible.module_utils.basic import AnsibleModule
+from typing import Any
 
+from ansible_collections.celeryops.runbook.plugins.module_utils._module import CeleryModule, above_zero, run
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import rollout
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import PreconditionFailed
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.fleet import observe
 
-
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "release": {"type": "str", "required": True},
-            "current": {"type": "str", "required": True},
-            "wanted": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "instance": {"type": "str", "required": True},
-                    "pool": {"type": "str", "required": True},
-                    "node": {"type": "str", "required": True},
-                    "queues": {"type": "list", "elements": "str", "required": True},
-                },
-            },
-            "found": {"type": "dict", "required": True},
-            "nodes": {"type": "dict", "required": True},
-            "batch": {"type": "list", "elements": "str", "required": True},
-            "surge": {"type": "str", "choices": list(rollout.SURGES), "default": "auto"},
+ARGUMENT_SPEC: dict[str, Any] = {
+    "release": {"type": "str", "required": True},
+    "current": {"type": "str", "required": True},
+    "wanted": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {
+            "instance": {"type": "str", "required": True},
+            "pool": {"type": "str", "required": True},
+            "node": {"type": "str", "required": True},
+            "queues": {"type": "list", "elements": "str", "required": True},
         },
-        supports_check_mode=True,
-    )
+    },
+    "found": {"type": "dict", "required": True},
+    "batch": {"type": "list", "elements": "str", "required": True},
+    "surge": {"type": "str", "choices": list(rollout.SURGES), "default": "auto"},
+    "timeout": {"type": "float", "default": 3.0},
+}
+
+
+def plan(module: CeleryModule) -> dict[str, Any]:
     params = module.params
-    unseen = [one["instance"] for one in params["wanted"] if one["instance"] not in params["found"]]
+    above_zero(params, "timeout")
+    wanted = [rollout.Wanted(**{**one, "queues": tuple(one["queues"])}) for one in params["wanted"]]
+    unseen = [one.instance for one in wanted if one.instance not in params["found"]]
     if unseen:
-        module.fail_json(msg=f"found: says nothing of {', '.join(unseen)}; give each instance of wanted.")
+        raise PreconditionFailed(f"found: says nothing of {', '.join(unseen)}; give each instance of wanted.")
     try:
         found = {name: rollout.Found.read(here) for name, here in params["found"].items()}
-        fleet = {name: rollout.Heard.read(node) for name, node in params["nodes"].items()}
     except (AttributeError, KeyError, TypeError) as error:
-        module.fail_json(msg=f"found and nodes: give each entry as the documentation shows it ({error}).")
+        raise PreconditionFailed(f"found: give each entry as the documentation shows it ({error}).") from None
+    with module.broker() as broker, Control(broker) as control:
+        nodes = [one.node for one in wanted]
+        fleet = observe(control, rollout.QUESTIONS, expected=nodes, timeout=params["timeout"]).as_dict()["nodes"]
     roll = rollout.plan(
-        [rollout.Wanted(**{**one, "queues": tuple(one["queues"])}) for one in params["wanted"]],
+        wanted,
         found,
-        fleet,
+        {name: rollout.Heard.read(node) for name, node in fleet.items()},
         release=params["release"],
         current=params["current"],
         batch=params["batch"],
         surge=params["surge"],
     )
-    module.exit_json(changed=False, roll=roll.as_dict(), text=str(roll))
+    return {"changed": False, "roll": roll.as_dict(), "text": str(roll)}
+
+
+def main() -> None:
+    run(plan, ARGUMENT_SPEC, libraries=(), supports_check_mode=True)
 
 
 if __name__ == "__main__":

@@ -212,5 +212,5 @@ def _last(sender: Any, **_: Any) -> None:
 
 transport.QoS.append = append
 transport.Channel._brpop_start = brpop_start
-AbstractConnection.disconnect = disconnect
+AbstractConnection.disconnect = disconnect  # type: ignore[method-assign]
 Consumer.ensure_connected = ensure_connected

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""celery_pools, celery_roll_plan and celery_signing_keys: they need files and facts, no broker and no systemd."""
+"""celery_pools, celery_roll_plan and celery_signing_keys: what they need of the host is in files and arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from support import Ansible
+from support import Ansible, RedisServer, Worker
 
 pytestmark = pytest.mark.ansible
 
@@ -70,19 +70,26 @@ def test_what_cannot_be_is_refused_with_its_name(pools: Any, tmp_path: Path) -> 
     assert broken["failed"] and str(file) in broken["msg"] and "remove it" in broken["msg"]
 
 
-def test_roll_plan(ansible: Ansible) -> None:
+def test_roll_plan(ansible: Ansible, venv: Path) -> None:
     node = "shop-fast-1@worker1"
-    replies = {"active_queues": [{"name": "orders"}], "celeryops_release": {"release": "v1"}}
     facts = {
         "release": "v2",
         "current": "v1",
         "wanted": [{"instance": "fast-1", "pool": "fast", "node": node, "queues": ["orders"]}],
         "found": {"fast-1": {"state": "active", "pid": 7, "release": "v1", "process": "S"}},
-        "nodes": {node: {"state": "answered", "replies": replies}},
         "batch": [node],
     }
-    tasks = [facts, {**facts, "found": {}}, {**facts, "found": {"fast-1": "active"}}, {**facts, "surge": "maybe"}]
-    planned, unseen, odd, choice = ansible.play([{"celeryops.runbook.celery_roll_plan": task} for task in tasks])
+    done = {**facts, "release": "v1"}
+    gone = {**facts, "wanted": [{**facts["wanted"][0], "node": "shop-fast-1@away"}], "timeout": 0.5}
+    tasks = [
+        facts, done, gone, {**facts, "found": {}}, {**facts, "found": {"fast-1": "active"}}, {**facts, "surge": "maybe"}
+    ]  # fmt: skip
+    runtime = {"arguments": ("--include", "celeryops.worker"), "environment": {"CELERYOPS_RELEASE": "v1"}}
+    with RedisServer() as server, Worker(server.url(), node, queues="orders", **runtime):
+        defaults = {"broker_url": server.url(), "virtualenv": str(venv)}
+        planned, nothing, silent, unseen, odd, choice = ansible.play(
+            [{"celeryops.runbook.celery_roll_plan": task} for task in tasks], defaults=defaults
+        )
     assert not planned["changed"]
     assert planned["roll"] == {
         "from": "v1", "acts": True, "todo": ["fast-1"], "silent": [], "surge": ["fast"], "left": []
@@ -90,8 +97,10 @@ def test_roll_plan(ansible: Ansible) -> None:
     assert planned["text"] == (
         "would start fast-surge on v2, quiet, drain and stop fast-1, switch current from v1 to v2, start and prove them"
     )
+    assert not nothing["roll"]["acts"] and nothing["roll"]["todo"] == []
+    assert silent["roll"]["silent"] == ["shop-fast-1@away"]
     assert unseen["failed"] and "found: says nothing of fast-1" in unseen["msg"]
-    assert odd["failed"] and "found and nodes" in odd["msg"]
+    assert odd["failed"] and "found: give each entry" in odd["msg"]
     assert choice["failed"] and "surge" in choice["msg"]
 
 

@@ -16,6 +16,12 @@ from .fleet import ANSWERED, consumed_queues
 SURGES = ("auto", "always", "never")
 SURGE_SUFFIX = "-surge"
 FROZEN = ("T", "t")
+# What a plan asks the fleet.
+QUESTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("active_queues", {}),
+    ("celeryops_pauses", {}),
+    ("celeryops_release", {}),
+)
 
 
 @dataclass(frozen=True)
