@@ -35,7 +35,8 @@ def test_a_fault_is_whole(name: str) -> None:
     for playbook in CURED_BY.get(fault["cure"], [fault["cure"]]):
         assert (TOP / "playbooks" / f"{playbook}.yml").is_file()
     # Nobody has to notice what is over by itself, and what is not has to be noticed.
-    assert bool(fault["says"]) == (fault["way"] not in ("kill", "kill_child", "kill_primary"))
+    goes = fault.get("signal") == "KILL" or fault["way"] in ("kill_child", "kill_primary")
+    assert bool(fault["says"]) is not goes
     assert f"| `{name}`" in (page := (TOP / "docs/playbooks/game_day.md").read_text()) or f"`{name}` |" in page
 
 
