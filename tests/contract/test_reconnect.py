@@ -96,7 +96,7 @@ def test_a_message_that_was_just_fetched_is_not_forgotten(tmp_path: Path, end: s
 )
 def test_a_message_for_a_connection_that_was_given_up_is_not_forgotten() -> None:
     """A frozen Redis does later what it was told before, also for a worker that waits no more."""
-    options = {"socket_timeout": 2, "socket_connect_timeout": 1, "health_check_interval": 2}
+    options = {"socket_timeout": 2, "socket_connect_timeout": 1, "health_check_interval": 2, "polling_interval": 4}
     with (
         RedisServer() as server,
         Broker(BrokerSpec.build(url=server.url())) as connection,
@@ -108,11 +108,11 @@ def test_a_message_for_a_connection_that_was_given_up_is_not_forgotten() -> None
     ):  # fmt: skip
         assert server.process
         worker.freeze()
-        time.sleep(1.2)  # what it asked for is answered
+        time.sleep(4.2)  # what it asked for is answered
         task = tasks.send(connection, tasks.Order("lab.late", "late", args=[0]))
         message = server.cli("RPOP", "late").encode()
         worker.thaw()
-        time.sleep(0.5)
+        wait_until(lambda: " flags=b " in server.cli("CLIENT", "LIST"), 10, "it asks again")
         os.kill(server.process.pid, signal.SIGSTOP)
         producer.sendall(b"*3\r\n$5\r\nLPUSH\r\n$4\r\nlate\r\n$%d\r\n%s\r\n" % (len(message), message))
         given_up = re.compile("Connection to broker lost|dropping stale connection")
@@ -121,7 +121,6 @@ def test_a_message_for_a_connection_that_was_given_up_is_not_forgotten() -> None
         finally:
             os.kill(server.process.pid, signal.SIGCONT)
         wait_until(lambda: f"{task}] succeeded in" in worker.log.read_text(), 20, "the task runs")
-        assert f"lab.late[{task}] was fetched when the broker went" in worker.log.read_text()
         time.sleep(0.5)
         assert worker.log.read_text().count("succeeded in") == 1
         assert (server.cli("HLEN", "unacked"), server.cli("LLEN", "late")) == ("0", "0")
