@@ -13,11 +13,6 @@ OUT := tests/output
 CELERY ?= 5.4 5.5 5.6 5.7
 JOBS ?= 3
 TABLE ?= docs/game-day.md
-# `make test` runs the game day in two parts at once, on a fleet each; about as long as one another.
-PART ?=
-GAME_DAY := $(wildcard tests/game_day/test_*.py)
-GAME_DAY_2 := $(foreach name,rabbitmq_faults redis_secret redis_tls sentinel upgrade,tests/game_day/test_$(name).py)
-GAME_DAY_1 := $(filter-out $(GAME_DAY_2),$(GAME_DAY))
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -49,13 +44,12 @@ fleet: deps ## playbooks on one fleet of real systemd hosts: faults and load fir
 	@python scripts/run_tests.py --name fleet --environments ansible $(wildcard tests/integration/test_fleet_*.py) -o timeout=900 --durations=20 $(ARGS)
 
 game-day: deps ## the faults of a bad night on a fleet of its own: each caused under load, cured by its playbook, tasks counted
-	@GAME_DAY_TABLE="$(TABLE)" PART="$(PART)" python scripts/run_tests.py --name game-day$(PART:%=-%) --environments ansible \
-		$(GAME_DAY$(PART:%=_%)) -o timeout=900 --durations=20 $(ARGS)
+	@GAME_DAY_TABLE="$(TABLE)" python scripts/run_tests.py --name game-day --environments ansible $(wildcard tests/game_day/test_*.py) -o timeout=900 --durations=20 $(ARGS)
 
 molecule: deps ## every Molecule scenario on real systemd hosts (ARGS="-s NAME" for one)
 	@scripts/molecule $(ARGS)
 
-test: deps ## everything, cheap to dear: lint, unit, then the rest, three at a time
+test: deps ## everything, cheap to dear: lint, unit, then the rest, two at a time
 	@python scripts/checks.py test $(ARGS)
 
 demo: deps ## the story on three real hosts: install, rolling deploy, bad release, rollback, scale (KEEP=1 keeps them)

@@ -16,7 +16,7 @@ from fleet_support import installed
 
 @pytest.fixture(scope="session")
 def shop() -> Iterator[Story]:
-    with installed(f"game{os.environ.get('PART', '')}") as story:
+    with installed("game") as story:
         yield story
 
 
