@@ -120,7 +120,7 @@ def _answer(found: socket.socket, parser: Any, broker: Any) -> None:
         try:
             with broker.clone() as connection:
                 connection.ensure_connection()
-                _give_back(connection)
+                _give_back(connection, -1)
         except (*broker.connection_errors, exceptions.ResponseError, OSError):
             time.sleep(1)
 
@@ -160,9 +160,13 @@ def ensure_connected(self: Any, conn: Any) -> Any:
     return connected
 
 
-def _give_back(connection: Any) -> None:
-    with _giving:
-        _put_all(connection)
+def _give_back(connection: Any, patience: float = 0) -> None:
+    """`patience`: seconds for another thread that is at it, -1 as long as it takes."""
+    if _giving.acquire(timeout=patience):
+        try:
+            _put_all(connection)
+        finally:
+            _giving.release()
 
 
 def _put_all(connection: Any) -> None:
@@ -199,7 +203,9 @@ def _last(sender: Any, **_: Any) -> None:
     try:
         with sender.app.connection_for_write(connect_timeout=LAST_TRY) as connection:
             connection.ensure_connection(max_retries=LAST_TRY, interval_start=1, interval_step=0, timeout=LAST_TRY)
-            _give_back(connection)
+            _give_back(connection, LAST_TRY)
+        if _kept:
+            raise TimeoutError("the broker does not answer")
     except Exception as exc:
         for tag, (raw, _exchange, key) in _kept.items():
             path = _file(tag)

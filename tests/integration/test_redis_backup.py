@@ -153,6 +153,24 @@ def test_only_so_many_are_kept_and_a_failed_one_removes_none(lab: Lab) -> None:
     )
 
 
+def test_a_place_that_cannot_take_it_is_refused_before_redis_is_asked(lab: Lab, tmp_path: Path) -> None:
+    lab.client.rpush("orders", b"x" * (1 << 20))
+    place = tmp_path / "small"
+    place.mkdir()
+    saved = lab.server.info("persistence")["rdb_saves"]
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], check=True)
+    try:
+        with pytest.raises(PreconditionFailed, match="has 0 MiB free and 2 MiB may be needed. Free space"):
+            backup.make(lab.server, str(place / "below"), keep=1)
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        with pytest.raises(PreconditionFailed, match=f"{place} is not writable"):
+            backup.make(lab.server, str(place / "below"), keep=1)
+        assert list(place.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    assert lab.server.info("persistence")["rdb_saves"] == saved and list(lab.kept.iterdir()) == []
+
+
 def test_a_snapshot_that_fails_is_an_error(lab: Lab) -> None:
     lab.client.rpush("orders", "a")
     folder = Path(lab.redis.directory)
