@@ -51,7 +51,7 @@ TEST = [
     # Hosts under load are timed: two steps at a time, and beside the deploys first what mostly waits, and gives way.
     [
         Step("fleet", "make -s fleet", tail=4),
-        Step("contract", "nice -n 15 make -s contract", tail=6),
+        Step("contract", "nice -n 5 make -s contract", tail=6),
         Step("game-day", "make -s game-day TABLE=", tail=24),
         Step("molecule", "make -s molecule", tail=12),
         Step("integration", "make -s integration", tail=4),

@@ -212,7 +212,8 @@ def test_parts_that_are_off_or_broken(broker: RedisServer, systemds: Any, tmp_pa
         Worker(url, "broken@lab", app="labbroken", arguments=RUNTIME, environment=broken),
     )
     with workers(*fleet):
-        releases = ask(url, "celeryops_release")
+        # A worker says that it is ready just before it listens.
+        releases = wait_until(lambda: len(told := ask(url, "celeryops_release")) == 3 and told, 10, "all answer")
         assert "unknown command" in releases["off@lab"]
         assert releases["some@lab"]["release"] == releases["broken@lab"]["release"] == "v1"
         for names in ask(url, "registered").values():
