@@ -107,7 +107,7 @@ def _answer(found: socket.socket, parser: Any, broker: Any) -> None:
     try:
         answer = parser.read_response()
     except (OSError, exceptions.RedisError):
-        return  # the connection is dead: Redis saw its end before it took a message off
+        return  # the connection is dead, and with it what may have been on its way
     finally:
         found.close()
     if not isinstance(answer, list | tuple):
