@@ -161,7 +161,8 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, terminated)
     # A shell's background job ignores the interrupt, and so would every step.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    jobs = max(1, min(2, os.cpu_count() or 1))
+    # The second try of .ci/run is one of quiet: a step at a time.
+    jobs = 1 if os.environ.get("AGAIN") else max(1, min(2, os.cpu_count() or 1))
     begin = time.monotonic()
     failed: list[str] = []
     try:

@@ -12,6 +12,7 @@ import time
 from functools import lru_cache
 from typing import Any
 
+import lablistens  # noqa: F401
 import redis
 from celery import Celery
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import lablistens  # noqa: F401
 import redis
 from celery import Celery, signals
 
