@@ -41,7 +41,9 @@ options:
       - V(false) is only valid with O(consumers), which say what to consume instead.
     type: bool
   pool_size:
-    description: Number of pool slots. For prefork, gevent and eventlet pools without an autoscaler.
+    description:
+      - Number of pool slots. For prefork, gevent and eventlet pools without an autoscaler.
+      - A pool that is to shrink while all its processes run tasks is asked again until enough are free.
     type: int
   expect_pool_size:
     description: Fail unless each worker has this many slots, or O(pool_size) already.
@@ -275,6 +277,8 @@ ARGUMENT_SPEC = {
 }
 # How long a killed pool process may still be listed.
 DEATH_SECONDS = 5.0
+# How long until a pool that was too busy to shrink is asked again.
+BUSY_SECONDS = 0.5
 
 
 def time_limits_of(given: Mapping[str, Any]) -> dict[str, TimeLimit]:
@@ -374,12 +378,19 @@ def states_of(fleet: Fleet, desired: Desired, nodes: list[str]) -> dict[str, Nod
     return states
 
 
-def send(control: Control, actions: list[Action]) -> dict[str, list[Any]]:
-    """Publish all at once. An error a worker reports ends the module; answers are returned by command."""
+def send(control: Control, actions: list[Action]) -> tuple[dict[str, list[Any]], set[str]]:
+    """Publish all at once. An error a worker reports ends the module, but for a pool that is too busy to shrink.
+
+    Answers by command, and the nodes of such pools.
+    """
     done = control.converse([Request(action.command, action.arguments, action.destination) for action in actions])
     answers: dict[str, list[Any]] = {}
+    busy: set[str] = set()
     for action, replies in zip(actions, done.answers, strict=True):
         for reply in replies.replies:
+            if action.command == "pool_shrink" and "All processes busy" in (reply.error or ""):
+                busy.add(reply.node)
+                continue
             if reply.error is not None:
                 raise CeleryOpsError(
                     f"{reply.node} refuses {action.command}: {reply.error}.",
@@ -390,14 +401,19 @@ def send(control: Control, actions: list[Action]) -> dict[str, list[Any]]:
         if not action.verified and replies.silent_count:
             mute = sorted(set(action.destination) - set(replies.nodes))
             raise NoReply(f"{', '.join(mute)} did not answer {action.command}, and its effect cannot be read back.")
-    return answers
+    return answers, busy
 
 
 def settle(
-    control: Control, desired: Desired, before: dict[str, NodeState], nodes: list[str], wait_timeout: float
+    control: Control,
+    desired: Desired,
+    before: dict[str, NodeState],
+    nodes: list[str],
+    busy: set[str],
+    wait_timeout: float,
 ) -> dict[str, NodeState]:
     """Observe until nothing is left to do. Terminated tasks must have lost their process too."""
-    started = time.monotonic()
+    started = asked = time.monotonic()
     pause = 0.02
     readable = replace(desired, events=None)
     while True:
@@ -421,8 +437,18 @@ def settle(
                     f"The worker ignores this signal (REMAP_SIGTERM). Use signal: SIGKILL.",
                     alive=alive,
                 )
+        if busy and time.monotonic() - asked > BUSY_SECONDS:
+            # One process at a time: one that is ending may still be listed.
+            sizes = [item for item in left if item.command in ("pool_grow", "pool_shrink")]
+            targets = [(item, busy.intersection(item.destination)) for item in sizes]
+            send(
+                control,
+                [replace(item, arguments={"n": 1}, destination=tuple(sorted(who))) for item, who in targets if who],
+            )
+            asked = time.monotonic()
         if waited > wait_timeout:
             text = missing or "; ".join(str(action) for action in left) or f"still running: {', '.join(alive)}"
+            text += f" (all pool processes of {', '.join(sorted(busy))} were busy)" if busy else ""
             raise WaitTimeout(
                 f"not as wanted {wait_timeout} s after the commands were sent. Still to do: {text}.",
                 left=[action.as_dict() for action in left],
@@ -495,8 +521,8 @@ def control_workers(module: CeleryModule) -> dict[str, Any]:
                 )
                 demand(waited, params["wait_timeout"])
             else:
-                answers = send(control, actions)
-                after = settle(control, desired, before, nodes, params["wait_timeout"])
+                answers, busy = send(control, actions)
+                after = settle(control, desired, before, nodes, busy, params["wait_timeout"])
                 if broker.kind == "amqp":
                     renew_consumers(control, actions, params["wait_timeout"])
                 if desired.events is not None:

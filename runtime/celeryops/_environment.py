@@ -7,7 +7,7 @@ import os
 
 PARTS = (
     "notify", "watchdog", "release", "stamp", "canary", "ledger", "held", "finish", "revokes", "pause", "limits",
-    "heartbeat", "deadletter", "signing", "once", "lead", "reconnect", "fetched", "sentinel", "probe",
+    "heartbeat", "deadletter", "signing", "once", "lead", "reconnect", "fetched", "shrink", "sentinel", "probe",
 )  # fmt: skip
 
 

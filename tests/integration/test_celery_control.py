@@ -151,6 +151,20 @@ def test_a_running_task_is_ended_and_proven_dead(control: Any, server: RedisServ
     assert refused["failed"] and "cannot terminate a task" in refused["msg"]
 
 
+def test_a_busy_pool_shrinks_once_processes_are_free(control: Any, server: RedisServer) -> None:
+    worker = Worker(server.url(7), "busy@lab", concurrency=3, arguments=("--include", "celeryops.worker"))
+    with workers(worker):
+        ids = [send_task(server.url(7), "lab.sleep", seconds) for seconds in (12.0, 11.0, 10.0)]
+        wait_until(lambda: all(one in worker.log.read_text() for one in ids), what="the tasks")
+        common = {"broker_url": server.url(7), "pool_size": 1}
+        late, done = control({**common, "wait_timeout": 1}, {**common, "wait_timeout": 60})
+        assert late["failed"] and late["category"] == "wait_timeout", late
+        assert "pool processes of busy@lab were busy" in late["msg"]
+        assert done["changed"] and done["after"]["busy@lab"]["pool_size"] == 1
+        assert [task_state(server.url(7), one) for one in ids[1:]] == ["SUCCESS"] * 2, "they were not ended for it"
+        wait_until(lambda: task_state(server.url(7), ids[0]) == "SUCCESS", what="the last task", interval=1)
+
+
 def test_the_remap_trap_is_noticed(control: Any, server: RedisServer) -> None:
     """Under REMAP_SIGTERM a pool process ignores SIGTERM: the worker says ok and the task runs to its end."""
     worker = Worker(server.url(5), "remap@lab", environment={"REMAP_SIGTERM": "SIGQUIT"})
