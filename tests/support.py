@@ -555,7 +555,7 @@ class Ansible:
                 **os.environ,
                 "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
                 "ANSIBLE_CALLBACK_PLUGINS": str(TESTS / "callback_plugins"),
-                "ANSIBLE_CALLBACKS_ENABLED": "celeryops_results",
+                "ANSIBLE_CALLBACKS_ENABLED": f"celeryops_results,{os.environ.get('ANSIBLE_CALLBACKS_ENABLED', '')}",
                 "CELERYOPS_RESULTS": str(results),
                 "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_RETRY_FILES_ENABLED": "0",
