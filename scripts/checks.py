@@ -55,8 +55,8 @@ TEST = [
         Step("game-day", "make -s game-day TABLE=", tail=24),
         Step("fleet", "make -s fleet", tail=4),
         Step("contract", "nice -n 5 make -s contract JOBS=2", tail=6, waits=True),
-        Step("molecule", "make -s molecule", tail=12),
         Step("integration", "make -s integration", tail=4),
+        Step("molecule", "make -s molecule", tail=12),
         Step("sanity", "make -s sanity", tail=4),
     ],
 ]
