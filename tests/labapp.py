@@ -12,9 +12,9 @@ import time
 from functools import lru_cache
 from typing import Any
 
-import lablistens  # noqa: F401
+import lablistens
 import redis
-from celery import Celery
+from celery import Celery, signals
 
 app = Celery("labapp", broker=os.environ.get("CELERY_BROKER_URL"), backend=os.environ.get("CELERY_RESULT_BACKEND"))
 app.conf.update(
@@ -29,6 +29,7 @@ app.conf.update(
     }
     | json.loads(os.environ.get("CELERYOPS_TRANSPORT_OPTIONS") or "{}"),
 )
+signals.worker_ready.connect(lablistens.say)
 
 
 @app.task(name="lab.add")

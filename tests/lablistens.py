@@ -9,11 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery.signals import worker_ready
 
-
-@worker_ready.connect
-def _say(sender: Any, **_: Any) -> None:
+def say(sender: Any, **_: Any) -> None:
     # In the first turn of the loop timers run before the subscription; one timer after another is in a later turn.
-    say = logging.getLogger("celery.worker").info
-    sender.hub.call_later(0.02, sender.hub.call_later, 0.02, say, "%s listens", sender.hostname)
+    info = logging.getLogger("celery.worker").info
+    sender.hub.call_later(0.02, sender.hub.call_later, 0.02, info, "%s listens", sender.hostname)

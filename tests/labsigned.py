@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import lablistens  # noqa: F401
+import lablistens
 import redis
 from celery import Celery, signals
 
@@ -21,6 +21,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     beat_schedule={"mark": {"task": "lab.mark", "schedule": 0.5, "args": [0]}},
 )
+signals.worker_ready.connect(lablistens.say)
 
 
 def note(key: str, text: str) -> None:
