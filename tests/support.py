@@ -349,7 +349,7 @@ class Worker:
             str((venv or celery_venv()) / "bin" / "celery"), "-A", app, "worker", "-n", name, "-Q", queues, "-P", pool,
             "-c", str(concurrency), "--loglevel", "INFO", "--without-gossip", "--without-mingle", *arguments,
         ]  # fmt: skip
-        self.ready = " listens"
+        self.ready = " listens" if app.startswith("lab") else " ready."
         self.process: subprocess.Popen[bytes] | None = None
         self.log = OUTPUT / "logs" / f"{name}-{time.monotonic_ns()}.log"
 
