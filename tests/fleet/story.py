@@ -121,7 +121,15 @@ class Background:
     def running(self) -> bool:
         return self.process.poll() is None
 
+    def _catches(self) -> bool:
+        """Whether it has got so far that SIGTERM asks it to end."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1)
+
     def stop(self, timeout: float = 20) -> dict[str, Any]:
+        end = time.monotonic() + timeout
+        while self.running() and not self._catches() and time.monotonic() < end:
+            time.sleep(0.05)
         if self.running():
             self.process.send_signal(signal.SIGTERM)
         try:

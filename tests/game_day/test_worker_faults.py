@@ -40,6 +40,13 @@ def letters(story: Story, queue: str) -> list[str]:
     return [json.loads(line)["headers"]["id"] for line in story.redis("LRANGE", queue, "0", "-1").splitlines() if line]
 
 
+def active_since(story: Story, node: str) -> float:
+    """When systemd had the worker up again (unix seconds)."""
+    instance, _at, host = node.removeprefix("shop-").partition("@")
+    show = f"systemctl show --timestamp=unix -P ActiveEnterTimestamp celery-shop-worker@{instance}.service"
+    return float(story.ssh(host, show).lstrip("@"))
+
+
 def test_all_workers_are_killed(shop: Story, load: Background) -> None:
     before = mains(shop)
     for host in HOSTS:
@@ -55,12 +62,14 @@ def test_all_workers_are_killed(shop: Story, load: Background) -> None:
     rescued = set(done.stats["celeryops_queue_rescue"]["ids"])
     again = {row["id"]: row for row in reversed(begins) if row["id"] in rescued and row["time"] > killed}
     due = {id: datetime.fromisoformat(row["eta"]).timestamp() if row["eta"] else 0 for id, row in again.items()}
-    late = max((row["time"] - max(done.ended, due[id]) for id, row in again.items()), default=0.0)
+    # On cgroup v1 systemd may wait half a minute for processes that are gone before it starts the worker again.
+    since = {node: max(done.ended, active_since(shop, node)) for node in {row["node"] for row in again.values()}}
+    late = max((row["time"] - max(since[row["node"]], due[id]) for id, row in again.items()), default=0.0)
     assert set(again) == rescued and late < 5 * PATIENCE
     # Of each worker at most the one that it had acknowledged early, or just fetched.
     assert len(ledger["lost"]) <= 4 and all(line.split()[0] in begun for line in ledger["run_twice"])
     assert not set(before.values()) & set(mains(shop).values())
-    remark = f"{len(rescued)} held, all running again {max(late, 0):.1f} s after the playbook, or at their ETA"
+    remark = f"{len(rescued)} held, all running again {max(late, 0):.1f} s after playbook and start, or at their ETA"
     remark += "; lost: cut off, acknowledged early" if ledger["lost"] else ""
     ROWS.append(Row("`kill -9` of every worker", "systemd, `queue_rescue`", None, cured, ledger, remark))
 
