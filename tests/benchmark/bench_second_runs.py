@@ -41,7 +41,7 @@ PLAYBOOKS: list[tuple[str, dict[str, Any]]] = [
     ("lock_clear", {"celeryops_task": "shop.close_day", "celeryops_confirm": "shop.close_day"}),
     ("dead_letter_report", {}),
     ("dead_letter_requeue", {"celeryops_queue": "email"}),
-    ("dead_letter_purge", {"celeryops_queue": "email", "celeryops_confirm": "email"}),
+    ("dead_letter_purge", {"celeryops_queue": "email", "celeryops_confirm": "email.dead"}),
     ("results_prune", {"celeryops_results_days": 30, "celeryops_confirm": "shop"}),
     ("broker_check", {}),
     ("redis_recover", {}),
