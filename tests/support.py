@@ -210,7 +210,11 @@ class SentinelSet:
         self.processes[port].wait()
 
     def __enter__(self) -> SentinelSet:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *_exc: object) -> None:
         for port in self.processes:
