@@ -22,6 +22,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     beat_schedule=json.loads(os.environ.get("LABAPP_SCHEDULE") or "{}"),
     result_extended=bool(os.environ.get("LABAPP_EXTENDED")),
+    worker_cancel_long_running_tasks_on_connection_loss=bool(os.environ.get("LABAPP_CANCEL")),
     broker_transport_options={
         option: os.environ[name]
         for option, name in (("global_keyprefix", "LABAPP_KEY_PREFIX"), ("master_name", "LABAPP_MASTER_NAME"))
@@ -68,16 +69,17 @@ def _notes(_pid: int) -> redis.Redis:
     return redis.Redis.from_url(os.environ["LABAPP_NOTES_URL"])
 
 
-def _note(task_id: str) -> None:
+def _note(task_id: str, seconds: float = 0) -> None:
     """Begin and end, in the database of LABAPP_NOTES_URL."""
     client = _notes(os.getpid())
     client.rpush("lab:begun", task_id)
+    time.sleep(seconds)
     client.rpush("lab:done", task_id)
 
 
 @app.task(name="lab.noted", bind=True, acks_late=True)
-def noted(self: Any) -> None:
-    _note(self.request.id)
+def noted(self: Any, seconds: float = 0) -> None:
+    _note(self.request.id, seconds)
 
 
 @app.task(name="lab.noted_early", bind=True)

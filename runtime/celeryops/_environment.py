@@ -7,7 +7,8 @@ import os
 
 PARTS = (
     "notify", "watchdog", "release", "stamp", "canary", "ledger", "held", "finish", "revokes", "pause", "limits",
-    "heartbeat", "deadletter", "signing", "once", "lead", "reconnect", "fetched", "shrink", "sentinel", "probe",
+    "heartbeat", "deadletter", "signing", "once", "lead", "reconnect", "fetched", "carry", "shrink", "sentinel",
+    "probe",
 )  # fmt: skip
 
 

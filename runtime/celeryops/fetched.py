@@ -39,10 +39,10 @@ from kombu.transport import redis as transport
 from redis import exceptions
 from redis.connection import AbstractConnection
 
+from . import _link
+
 logger = logging.getLogger(__name__)
 
-# Seconds that a worker without a broker gives to it at its end.
-LAST_TRY = 5
 # After how many seconds without a word TCP asks whether the peer is there, how often then, and how many times: as long
 # as TCP of Linux tries to deliver an answer (tcp_retries2), and a peer that forgot the connection says so at once.
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 60, "TCP_KEEPCNT": 14}
@@ -172,17 +172,12 @@ def _give_back(connection: Any, patience: float = 0) -> None:
 def _put_all(connection: Any) -> None:
     for tag, (raw, _exchange, key) in list(_kept.items()):
         channel = connection.default_channel
-        put = functools.partial(_put, channel, tag)
-        try:
-            with channel.conn_or_acquire() as client:
-                client.transaction(put, channel.qos.unacked_key)
-        except exceptions.ResponseError as exc:
-            # Of this Celery reckons with the loss of a connection only.
-            raise exceptions.ConnectionError(str(exc)) from exc
+        _link.change(channel, functools.partial(_put, channel, tag))
         del _kept[tag]
         if path := _file(tag):
             path.unlink(missing_ok=True)
-        logger.warning("celeryops: %s was fetched when the broker went; it is back in its queue, %s", _name(raw), key)
+        said = "celeryops: %s was fetched when the broker went; it is back in its queue, %s"
+        logger.warning(said, _link.name(raw), key)
 
 
 def _put(channel: Any, tag: str, pipe: Any) -> None:
@@ -191,19 +186,13 @@ def _put(channel: Any, tag: str, pipe: Any) -> None:
     channel._do_restore_message(*_kept[tag], pipe)
 
 
-def _name(raw: dict[str, Any]) -> str:
-    headers = raw.get("headers") or {}
-    return f"{headers.get('task', 'a message')}[{headers.get('id', '')}]"
-
-
 @signals.worker_shutdown.connect
 def _last(sender: Any, **_: Any) -> None:
     if not _kept:
         return
     try:
-        with sender.app.connection_for_write(connect_timeout=LAST_TRY) as connection:
-            connection.ensure_connection(max_retries=LAST_TRY, interval_start=1, interval_step=0, timeout=LAST_TRY)
-            _give_back(connection, LAST_TRY)
+        with _link.last(sender.app) as connection:
+            _give_back(connection, _link.LAST_TRY)
         if _kept:
             raise TimeoutError("the broker does not answer")
     except Exception as exc:
@@ -213,7 +202,9 @@ def _last(sender: Any, **_: Any) -> None:
                 said = f"is in {path} until the next worker of this instance gives it back"
             else:
                 said = "is LOST"
-            logger.critical("celeryops: %s, fetched from %s when the broker went, %s: %s", _name(raw), key, said, exc)
+            logger.critical(
+                "celeryops: %s, fetched from %s when the broker went, %s: %s", _link.name(raw), key, said, exc
+            )
 
 
 transport.QoS.append = append

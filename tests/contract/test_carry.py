@@ -1,0 +1,113 @@
+# Copyright: (c) 2026, celeryops contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a worker holds when it loses Redis: each task runs once, and none waits for the visibility timeout."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from celeryops.engine import tasks
+from celeryops.engine.connection import Broker, BrokerSpec
+from support import RedisServer, Worker, wait_until
+
+PREFIX = "team:"
+HELD = f"{PREFIX}unacked"
+# 2 run, 4 are reserved, 2 wait for their time.
+RUN, AHEAD, LATER = 2, 4, 2
+
+
+@dataclass
+class Lab:
+    server: RedisServer
+    notes: RedisServer
+    broker: Broker
+    worker: Worker
+
+    def noted(self, what: str) -> list[str]:
+        return self.notes.cli("LRANGE", f"lab:{what}", "0", "-1").split()
+
+    def send(self, seconds: float, countdown: float | None = None) -> str:
+        return tasks.send(self.broker, tasks.Order("lab.noted", "celery", args=[seconds], countdown=countdown))
+
+
+def restarted(server: RedisServer) -> None:
+    """Those that run end while it is away."""
+    server.stop()
+    time.sleep(4)
+    server.start()
+
+
+def dropped(server: RedisServer) -> None:
+    for kind in ("normal", "pubsub"):
+        server.cli("CLIENT", "KILL", "TYPE", kind)
+
+
+@contextlib.contextmanager
+def fleet(directory: Path, **environment: str) -> Iterator[Lab]:
+    """A worker with two processes, the Redis that it loses, and another one for what it notes."""
+    with (
+        RedisServer("--appendonly", "yes", "--appendfsync", "always", directory=directory) as server,
+        RedisServer() as notes,
+        Broker(BrokerSpec.build(url=server.url(), transport_options={"global_keyprefix": PREFIX})) as broker,
+        Worker(
+            server.url(), "h@lab", concurrency=RUN,
+            arguments=("--include", "celeryops.worker", "--prefetch-multiplier", "3"),
+            environment={
+                "LABAPP_KEY_PREFIX": PREFIX, "LABAPP_NOTES_URL": notes.url(), "CELERY_RESULT_BACKEND": notes.url(1),
+                **environment,
+            },
+        ) as worker,
+    ):  # fmt: skip
+        yield Lab(server, notes, broker, worker)
+
+
+@pytest.mark.parametrize("off", ["", "carry"], ids=["with the part", "as Celery does it"])
+@pytest.mark.parametrize("lose", [restarted, dropped])
+def test_what_is_held_is_run_once_and_soon(tmp_path: Path, lose: Callable[[RedisServer], None], off: str) -> None:
+    with fleet(tmp_path, CELERYOPS_DISABLE=off) as lab:
+        running = [lab.send(3) for _task in range(RUN)]
+        wait_until(lambda: sorted(lab.noted("begun")) == sorted(running), 20, "two run")
+        later, ahead = [lab.send(0, 9) for _task in range(LATER)], [lab.send(0) for _task in range(AHEAD)]
+        ids = [*running, *later, *ahead]
+        wait_until(lambda: lab.server.cli("HLEN", HELD) == str(len(ids)), 10, "it holds them")
+        pid = lab.worker.pid
+        began = time.monotonic()
+        lose(lab.server)
+        wait_until(lambda: set(lab.noted("done")) >= set(running), 20, "those that ran end")
+        if off:
+            time.sleep(12)
+            assert lab.server.cli("HLEN", HELD) != "0" or len(lab.noted("begun")) > len(ids), (
+                "nothing was done for them"
+            )
+            return
+        wait_until(lambda: set(lab.noted("done")) == set(ids), 20, "all are run")
+        print(f"all run {time.monotonic() - began:.1f} s after the loss")
+        time.sleep(1)
+        assert sorted(lab.noted("begun")) == sorted(ids), lab.worker.log.read_text()
+        received = re.findall(r"lab\.noted\[([^]]+)\] received", lab.worker.log.read_text())
+        assert [one for one in received if one in ahead] == [*ahead, *ahead], "the order stays"
+        assert (lab.server.cli("HLEN", HELD), lab.server.cli("ZCARD", f"{HELD}_index")) == ("0", "0")
+        # And it takes as many at a time as before.
+        more = [lab.send(1) for _task in range(RUN)]
+        wait_until(lambda: set(lab.noted("begun")) >= set(more), 10, "more run")
+        assert not set(more) & set(lab.noted("done"))
+        assert lab.worker.process and lab.worker.process.poll() is None and lab.worker.pid == pid
+
+
+def test_what_was_cancelled_goes_back(tmp_path: Path) -> None:
+    """Celery cancels it if the application wants that, and leaves its message to the visibility timeout."""
+    with fleet(tmp_path, LABAPP_CANCEL="yes") as lab:
+        running = [lab.send(5) for _task in range(RUN)]
+        wait_until(lambda: sorted(lab.noted("begun")) == sorted(running), 20, "two run")
+        restarted(lab.server)
+        wait_until(lambda: sorted(lab.noted("done")) == sorted(running), 20, "they run again")
+        assert len(lab.noted("begun")) == 2 * RUN
+        wait_until(lambda: lab.server.cli("HLEN", HELD) == "0", 5, "and are acknowledged")
