@@ -16,6 +16,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fleet.story import BIN, NICE, SHOP, TOP, Story, wheelhouse
@@ -27,6 +28,8 @@ HOSTS = ("worker1", "worker2")
 LOCK = "celeryops:lock:deploy:shop"
 # Nobody consumes this queue.
 IDLE = "parked"
+# Where the backups of Redis are, on its host.
+KEPT = "/var/backups/celeryops/shop"
 SEND = """
 import sys
 from shop.celery import app
@@ -80,6 +83,26 @@ def waiting(story: Story, queue: str) -> list[str]:
         lines = [line for line in story.redis("LRANGE", key, "0", "-1").splitlines() if line]
         found += [json.loads(line)["headers"]["id"] for line in reversed(lines)]
     return found
+
+
+def backups(story: Story) -> list[str]:
+    return story.ssh("redis1", f"ls {KEPT}/redis-*.tar.gz 2>/dev/null", check=False).split()
+
+
+def drop_restored(story: Story) -> None:
+    """What a restore parked, and what it kept aside."""
+    story.ssh("redis1", f"rm -rf {KEPT}/* /var/lib/redis/before-restore-*")
+    story.ssh("worker1", f"rm -f {KEPT}/*before-restore* {KEPT}/*.ids")
+    story.redis("EVAL", "for _, k in ipairs(redis.call('KEYS', 'restored.*')) do redis.call('DEL', k) end", "0")
+
+
+def verb(name: str, directory: Path) -> str:
+    """A playbook in `directory` for a verb of role redis that has none of its own."""
+    role = {"name": "celeryops.runbook.redis", "tasks_from": name}
+    tasks = [{"name": "The verb", "ansible.builtin.include_role": role}]
+    playbook = directory / f"{name}.yml"
+    playbook.write_text(json.dumps([{"hosts": "redis", "gather_facts": False, "tasks": tasks}]))
+    return str(playbook)
 
 
 class Running:

@@ -18,19 +18,14 @@ from pathlib import Path
 
 import pytest
 from fleet.story import SHOP, Story
-from fleet_support import IDLE, LOCK, send, waiting
+from fleet_support import IDLE, KEPT, LOCK, backups, drop_restored, send, verb, waiting
 from scorecard import ROWS, WORKERS, Row, all_answer, all_begin, first_begun, forget, mains, noticed, runs
 
 from support import wait_until
 
 pytestmark = pytest.mark.ansible
 
-KEPT = "/var/backups/celeryops/shop"
 DATA = "/var/lib/redis"
-
-
-def files(story: Story) -> list[str]:
-    return story.ssh("redis1", f"ls {KEPT}/redis-*.tar.gz 2>/dev/null", check=False).split()
 
 
 def run_ids(story: Story) -> tuple[str, str]:
@@ -44,7 +39,7 @@ def test_backup_and_restore(shop: Story, tmp_path: Path) -> None:
     load = shop.start("load", "--rate", "40", "--slow", "0")
     try:
         plan = shop.play("redis_backup", "--check", "--diff")
-        assert plan.changed > 0 and "would write" in plan.text and files(shop) == []
+        assert plan.changed > 0 and "would write" in plan.text and backups(shop) == []
         play = shop.play("redis_backup", celeryops_backup_fetch=str(tmp_path))
     finally:
         load.stop()
@@ -103,36 +98,28 @@ def test_backup_and_restore(shop: Story, tmp_path: Path) -> None:
         assert {*ids, *later} <= done_ids
         assert shop.ledger()["run_twice"] == []
     finally:
-        shop.ssh("redis1", f"rm -rf {KEPT}/* {DATA}/before-restore-*")
-        shop.ssh("worker1", f"rm -f {KEPT}/*before-restore* {KEPT}/*.ids")
         # The ledger is in the same Redis and as old as the backup; what the load had on its way is parked.
+        drop_restored(shop)
         forget(shop)
-        shop.redis("EVAL", "for _, k in ipairs(redis.call('KEYS', 'restored.*')) do redis.call('DEL', k) end", "0")
 
 
 def test_the_host_backs_itself_up(shop: Story, tmp_path: Path) -> None:
-    def verb(name: str) -> str:
-        play = tmp_path / f"{name}.yml"
-        role = {"name": "celeryops.runbook.redis", "tasks_from": name}
-        tasks = [{"name": "The verb", "ansible.builtin.include_role": role}]
-        play.write_text(json.dumps([{"hosts": "redis", "gather_facts": False, "tasks": tasks}]))
-        return str(play)
-
+    timer, no_timer = (verb(name, tmp_path) for name in ("timer", "no_timer"))
     daily = {"celery_redis_backup_calendar": "daily", "celery_redis_keep_backups": 1}
     try:
-        assert shop.play(verb("timer"), **daily).changed > 0
-        assert shop.play(verb("timer"), **daily).changed == 0
+        assert shop.play(timer, **daily).changed > 0
+        assert shop.play(timer, **daily).changed == 0
         assert "celeryops-redis-backup" in shop.ssh("redis1", "systemctl list-timers --no-legend celeryops-*")
         for _run in range(2):
             shop.ssh("redis1", "systemctl start celeryops-redis-backup.service; sleep 1")
-        (kept,) = files(shop)
+        (kept,) = backups(shop)
         assert shop.ssh("redis1", f"tar -tzf {kept} | tail -n 1") == "backup.json"
         shown = shop.ssh(
             "redis1", "systemctl cat celeryops-redis-backup.service; stat -c %a /etc/redis/celeryops-backup.env"
         )
         assert shop.password not in shown and shown.endswith("600")
     finally:
-        shop.play(verb("no_timer"))
+        shop.play(no_timer)
         shop.ssh("redis1", f"rm -rf {KEPT}/*")
     assert not shop.ssh("redis1", "ls /etc/systemd/system/celeryops-redis-backup.*", check=False)
 
@@ -379,9 +366,9 @@ def test_damage_in_the_midst_is_left_to_a_person(shop: Story) -> None:
         if not restored:
             shop.ssh("redis1", f"systemctl stop redis-server; rm -rf {DATA}/*; cp -a /var/lib/redis.kept/. {DATA}/")
             shop.ssh("redis1", "systemctl start redis-server")
-        shop.ssh("redis1", f"rm -rf /var/lib/redis.kept {KEPT}/* {DATA}/before-restore-*")
-        shop.ssh("worker1", f"rm -f {KEPT}/*before-restore* {KEPT}/*.ids")
+        shop.ssh("redis1", "rm -rf /var/lib/redis.kept")
         all_answer(shop)
+        drop_restored(shop)
         forget(shop)
 
 

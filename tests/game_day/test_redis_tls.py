@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fleet.story import LEDGER_DB, Play, Story, StoryError
-from fleet_support import HOSTS, installed
+from fleet_support import HOSTS, IDLE, backups, drop_restored, installed, send, verb, waiting
 from pki import Authority, Pair
-from scorecard import ROWS, Row, all_begin, mains
+from scorecard import ROWS, Row, all_answer, all_begin, forget, mains
 
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine import certificates
 
@@ -104,9 +105,47 @@ def test_the_fleet_speaks_tls_and_nothing_else(fleet: Secure) -> None:
     assert fleet.ssh("worker1", "stat -c %a:%U:%G /etc/celeryops/shop/client.pem") == "640:root:shop"
     assert VERIFIED in fleet.ssh("worker1", "cat /etc/celeryops/shop/secret.env")
     assert fleet.play("site", celeryops_release="v1").changed == 0
-    # What acts on the host of Redis itself.
-    assert fleet.play("redis_backup").changed > 0
     assert fleet.play("health_check").stats["celeryops_health"]["verdict"] == "healthy"
+
+
+def test_a_bad_night_over_tls(fleet: Secure, tmp_path: Path) -> None:
+    """What acts on the host of Redis itself, through its socket, and then waits for who comes back over TLS."""
+    load = fleet.start("load", "--rate", "20", "--slow", "0.02")
+    try:
+        time.sleep(2)
+        running = mains(fleet)
+        fleet.ssh("redis1", "systemctl stop redis-server")
+        told = fleet.play("redis_recover").stats["celeryops_redis_recover"]
+        assert told["state"] == "down" and told["restarted"] == {host: [] for host in HOSTS}
+        all_begin(fleet, time.time(), 30)
+        assert mains(fleet) == running
+        restarted = fleet.play("emergency_restart", celeryops_emergency_redis=True, celeryops_health_window=0)
+        told = restarted.stats["celeryops_emergency_restart"]
+        assert told["verdict"] in ("healthy", "warning") and told["killed"] == []
+        all_begin(fleet, time.time(), 30)
+    finally:
+        load.stop(60)
+    ledger = fleet.ledger("--wait", "60")
+    assert (ledger["lost"], ledger["run_twice"]) == ([], [])
+
+    ids = send(fleet, IDLE, "shop.update_cart", 20)
+    try:
+        assert fleet.play(verb("timer", tmp_path), celery_redis_backup_calendar="daily").changed > 0
+        fleet.ssh("redis1", "systemctl start celeryops-redis-backup.service")
+        (by_itself,) = backups(fleet)
+        made = fleet.play("redis_backup").stats["celeryops_redis_backup"]["file"]
+        assert sorted(backups(fleet)) == sorted([by_itself, made])
+        for file in (by_itself, made):
+            fleet.redis("DEL", IDLE, f"{IDLE}\x06\x163", f"restored.{IDLE}", f"restored.{IDLE}\x06\x163")
+            restored = fleet.play("redis_restore", celeryops_file=file, celeryops_confirm="redis1")
+            assert restored.stats["celeryops_redis_restore"]["parked"][IDLE] == len(ids)
+            assert sorted(waiting(fleet, f"restored.{IDLE}")) == sorted(ids)
+        all_answer(fleet)
+    finally:
+        fleet.play(verb("no_timer", tmp_path))
+        drop_restored(fleet)
+        fleet.redis("DEL", IDLE, f"{IDLE}\x06\x163")
+        forget(fleet)
 
 
 def test_what_would_not_do_is_refused(fleet: Secure) -> None:
