@@ -112,7 +112,8 @@ class Load:
         try:
             with denied_join_result():  # nobody waits here: spares a subscription for every result
                 self.random.choices(self.kinds, self.weights)[0]()
-        except (OperationalError, ConnectionError, *self.away) as exc:
+        # AttributeError: after a refused message kombu 5.7 may go on with the connection that it has just taken apart.
+        except (OperationalError, ConnectionError, AttributeError, *self.away) as exc:
             self.refused += 1
             print(f"load: not sent: {type(exc).__name__}", file=sys.stderr)
 
