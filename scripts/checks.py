@@ -55,7 +55,7 @@ TEST = [
         Step("game-day", "make -s game-day TABLE=", tail=24),
         Step("fleet", "make -s fleet", tail=4),
         Step("contract", "nice -n 5 make -s contract JOBS=2", tail=6, beside=True),
-        Step("integration", "nice -n 5 make -s integration", tail=4, beside=True),
+        Step("integration", "make -s integration", tail=4),
         Step("molecule", "make -s molecule", tail=12),
         Step("sanity", "make -s sanity", tail=4),
     ],
