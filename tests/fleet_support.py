@@ -85,6 +85,17 @@ def waiting(story: Story, queue: str) -> list[str]:
     return found
 
 
+@contextlib.contextmanager
+def marked_fleet(story: Story) -> Iterator[None]:
+    """Its hosts are those of a test fleet."""
+    mark = story.fleet / "group_vars" / "fleet.yml"
+    mark.write_text("celeryops_game_day: true\n")
+    try:
+        yield
+    finally:
+        mark.unlink()
+
+
 def backups(story: Story) -> list[str]:
     return story.ssh("redis1", f"ls {KEPT}/redis-*.tar.gz 2>/dev/null", check=False).split()
 

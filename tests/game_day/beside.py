@@ -36,9 +36,13 @@ class Beside(Story):
             json.dumps({name: {"hosts": {host: {} for host in hosts}} for name, hosts in groups.items()})
         )
 
+    @property
+    def mine(self) -> tuple[str, ...]:
+        """What a playbook needs beside the inventory."""
+        return ("-e", f"@{self.values}")
+
     def play(self, playbook: str, *arguments: str, expect: bool | None = True, **variables: Any) -> Play:
-        mine = ("-i", str(self.groups), "-e", f"@{self.values}")
-        return super().play(playbook, *mine, *arguments, expect=expect, **variables)
+        return super().play(playbook, "-i", str(self.groups), *self.mine, *arguments, expect=expect, **variables)
 
     def producer(self, broker: str, options: Mapping[str, Any]) -> dict[str, str]:
         """The environment of a program that sends."""

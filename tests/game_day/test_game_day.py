@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from fleet.story import Play, Story
-from fleet_support import HOSTS, LOCK
+from fleet_support import HOSTS, LOCK, marked_fleet
 from scorecard import ROWS, all_answer, forget, mains
 
 pytestmark = [pytest.mark.ansible, pytest.mark.timeout(900)]
@@ -40,10 +40,8 @@ def game_day(story: Story, *arguments: str, expect: bool | None = True, **variab
 
 @pytest.fixture(scope="module")
 def marked(shop: Story) -> Iterator[Story]:
-    mark = shop.fleet / "group_vars" / "fleet.yml"
-    mark.write_text("celeryops_game_day: true\n")
-    yield shop
-    mark.unlink()
+    with marked_fleet(shop):
+        yield shop
 
 
 def test_a_fleet_that_is_not_marked_is_refused(shop: Story, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from beside import Beside
 from fleet.story import Story
+from fleet_support import marked_fleet
 from scorecard import ROWS, Row, first_begun
 
 from support import wait_until
@@ -187,3 +188,14 @@ def test_stopped_frozen_and_an_alarm(mq: Rabbit, tmp_path: Path) -> None:
         assert "has to wait: disk space alarm on rabbit@redis1" in asked.text
     finally:
         mq.ssh("redis1", "rabbitmqctl -q set_disk_free_limit 50MB")
+
+
+def test_a_game_day_kills_rabbitmq(mq: Rabbit) -> None:
+    wanted = {"celeryops_confirm": "shopmq", "celeryops_faults": "rabbitmq_killed"}
+    with marked_fleet(mq):
+        told = mq.play("game_day", celeryops_game_day_arguments=mq.mine, **wanted).stats["celeryops_game_day"]
+    (row,) = told["faults"]
+    print(row)
+    assert told["problems"] == [] and row["hosts"] == ["redis1"]
+    assert row["sent"] > 20 and row["lost"] == 0
+    assert mq.is_active() == "active"
