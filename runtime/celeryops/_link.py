@@ -57,12 +57,6 @@ def last(app: Any) -> Iterator[Any]:
         yield connection
 
 
-def name(raw: dict[str, Any]) -> str:
-    """Of a message: its task and id."""
-    headers = raw.get("headers") or {}
-    return f"{headers.get('task', 'a message')}[{headers.get('id', '')}]"
-
-
 def _init(sender: Any, **_: Any) -> None:
     sender.app.steps["consumer"].add(LinkStep)
 

@@ -176,14 +176,18 @@ def _put_all(connection: Any) -> None:
         del _kept[tag]
         if path := _file(tag):
             path.unlink(missing_ok=True)
-        said = "celeryops: %s was fetched when the broker went; it is back in its queue, %s"
-        logger.warning(said, _link.name(raw), key)
+        logger.warning("celeryops: %s was fetched when the broker went; it is back in its queue, %s", _name(raw), key)
 
 
 def _put(channel: Any, tag: str, pipe: Any) -> None:
     pipe.multi()
     channel.qos._remove_from_indices(tag, pipe)
     channel._do_restore_message(*_kept[tag], pipe)
+
+
+def _name(raw: dict[str, Any]) -> str:
+    headers = raw.get("headers") or {}
+    return f"{headers.get('task', 'a message')}[{headers.get('id', '')}]"
 
 
 @signals.worker_shutdown.connect
@@ -202,9 +206,7 @@ def _last(sender: Any, **_: Any) -> None:
                 said = f"is in {path} until the next worker of this instance gives it back"
             else:
                 said = "is LOST"
-            logger.critical(
-                "celeryops: %s, fetched from %s when the broker went, %s: %s", _link.name(raw), key, said, exc
-            )
+            logger.critical("celeryops: %s, fetched from %s when the broker went, %s: %s", _name(raw), key, said, exc)
 
 
 transport.QoS.append = append
