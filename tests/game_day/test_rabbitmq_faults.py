@@ -162,6 +162,17 @@ def test_a_killed_rabbitmq_comes_back_and_every_task_is_done(mq: Rabbit) -> None
     assert mq.ssh("worker2", "systemctl is-active celery-shopmq-beat") == "active"
 
 
+def test_a_game_day_kills_rabbitmq(mq: Rabbit) -> None:
+    wanted = {"celeryops_confirm": "shopmq", "celeryops_faults": "rabbitmq_killed"}
+    with marked_fleet(mq):
+        told = mq.play("game_day", celeryops_game_day_arguments=mq.mine, **wanted).stats["celeryops_game_day"]
+    (row,) = told["faults"]
+    print(row)
+    assert told["problems"] == [] and row["hosts"] == ["redis1"]
+    assert row["sent"] > 20 and row["lost"] == 0
+    assert mq.is_active() == "active"
+
+
 def test_stopped_frozen_and_an_alarm(mq: Rabbit, tmp_path: Path) -> None:
     def fault(command: str, name: str) -> list[dict[str, Any]]:
         role = {"name": "celeryops.runbook.broker", "tasks_from": "recover"}
@@ -188,14 +199,3 @@ def test_stopped_frozen_and_an_alarm(mq: Rabbit, tmp_path: Path) -> None:
         assert "has to wait: disk space alarm on rabbit@redis1" in asked.text
     finally:
         mq.ssh("redis1", "rabbitmqctl -q set_disk_free_limit 50MB")
-
-
-def test_a_game_day_kills_rabbitmq(mq: Rabbit) -> None:
-    wanted = {"celeryops_confirm": "shopmq", "celeryops_faults": "rabbitmq_killed"}
-    with marked_fleet(mq):
-        told = mq.play("game_day", celeryops_game_day_arguments=mq.mine, **wanted).stats["celeryops_game_day"]
-    (row,) = told["faults"]
-    print(row)
-    assert told["problems"] == [] and row["hosts"] == ["redis1"]
-    assert row["sent"] > 20 and row["lost"] == 0
-    assert mq.is_active() == "active"
