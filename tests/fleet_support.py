@@ -76,10 +76,15 @@ def send(story: Story, queue: str, task: str, count: int, *arguments: Any) -> li
     return done.stdout.split()
 
 
+def lists(queue: str) -> list[str]:
+    """The keys of the priorities that SEND uses."""
+    return [queue, f"{queue}\x06\x163"]
+
+
 def waiting(story: Story, queue: str) -> list[str]:
     """Ids by priority, in the order of consumption."""
     found = []
-    for key in (queue, f"{queue}\x06\x163"):
+    for key in lists(queue):
         lines = [line for line in story.redis("LRANGE", key, "0", "-1").splitlines() if line]
         found += [json.loads(line)["headers"]["id"] for line in reversed(lines)]
     return found

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fleet.story import LEDGER_DB, Play, Story, StoryError
-from fleet_support import HOSTS, IDLE, backups, drop_restored, installed, send, verb, waiting
+from fleet_support import HOSTS, IDLE, backups, drop_restored, installed, lists, send, verb, waiting
 from pki import Authority, Pair
 from scorecard import ROWS, Row, all_answer, all_begin, forget, mains
 
@@ -136,7 +136,7 @@ def test_a_bad_night_over_tls(fleet: Secure, tmp_path: Path) -> None:
         made = fleet.play("redis_backup").stats["celeryops_redis_backup"]["file"]
         assert sorted(backups(fleet)) == sorted([by_itself, made])
         for file in (by_itself, made):
-            fleet.redis("DEL", IDLE, f"{IDLE}\x06\x163", f"restored.{IDLE}", f"restored.{IDLE}\x06\x163")
+            fleet.redis("DEL", *lists(IDLE), *lists(f"restored.{IDLE}"))
             restored = fleet.play("redis_restore", celeryops_file=file, celeryops_confirm="redis1")
             assert restored.stats["celeryops_redis_restore"]["parked"][IDLE] == len(ids)
             assert sorted(waiting(fleet, f"restored.{IDLE}")) == sorted(ids)
@@ -144,7 +144,7 @@ def test_a_bad_night_over_tls(fleet: Secure, tmp_path: Path) -> None:
     finally:
         fleet.play(verb("no_timer", tmp_path))
         drop_restored(fleet)
-        fleet.redis("DEL", IDLE, f"{IDLE}\x06\x163")
+        fleet.redis("DEL", *lists(IDLE))
         forget(fleet)
 
 
