@@ -167,6 +167,8 @@ def test_deploy_and_back(shop: Story, load: Load, check: Callable[[str], None]) 
     again = shop.play("rolling_deploy", celeryops_release="v2")
     assert again.changed == 0 and processes(shop) == running
     assert again.stats["celeryops_deploy"]["unchanged"] == list(HOSTS)
+    assert again.stats["celeryops_deploy"]["tasks"] == {}
+    assert again.text.count("PLAY [(5/6)") == 1  # proved all at once
 
     back = shop.play("rollback", **SURGE)
     assert back.stats["celeryops_deploy"]["succeeded"] is True
