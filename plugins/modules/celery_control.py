@@ -227,6 +227,7 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.fleet imp
     Fleet,
     demand,
     observe,
+    renew_consumers,
     wait_for,
 )
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.plan import (
@@ -241,7 +242,6 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.plan impo
     predict,
     still_alive,
 )
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.tasks import queue_names
 
 ARGUMENT_SPEC = {
     "destination": {"type": "list", "elements": "str"},
@@ -458,38 +458,6 @@ def settle(
         pause = min(pause * 2, 0.5)
 
 
-def consumed_by(control: Control, nodes: list[str]) -> dict[str, list[str]]:
-    replies = control.broadcast("active_queues", destination=nodes).replies
-    return {reply.node: sorted(queue_names(reply.value)) for reply in replies if reply.error is None}
-
-
-def renew_consumers(control: Control, actions: list[Action], wait_timeout: float) -> None:
-    """RabbitMQ may fix a consumer's prefetch when it begins (quorum queues): those of a resized pool begin anew."""
-    nodes = [
-        node for item in actions if item.command in ("pool_grow", "pool_shrink") for node in item.destination or ()
-    ]
-    if not nodes:
-        return
-    wanted = consumed_by(control, nodes)
-    control.converse(
-        [
-            Request(command, {"queue": queue}, (node,))
-            for node, queues in wanted.items()
-            for queue in queues
-            for command in ("cancel_consumer", "add_consumer")
-        ]
-    )
-    deadline = time.monotonic() + wait_timeout
-    while (now := consumed_by(control, list(wanted))) != wanted:
-        if time.monotonic() > deadline:
-            raise WaitTimeout(
-                f"pool_size: the pools have the size, but after {wait_timeout} s not all consumers are back: "
-                f"{json.dumps(now)}, not {json.dumps(wanted)}. Restart these workers.",
-                after=now,
-            )
-        time.sleep(0.1)
-
-
 def control_workers(module: CeleryModule) -> dict[str, Any]:
     params = module.params
     desired = desired_of(params)
@@ -524,7 +492,10 @@ def control_workers(module: CeleryModule) -> dict[str, Any]:
                 answers, busy = send(control, actions)
                 after = settle(control, desired, before, nodes, busy, params["wait_timeout"])
                 if broker.kind == "amqp":
-                    renew_consumers(control, actions, params["wait_timeout"])
+                    resized = [item for item in actions if item.command in ("pool_grow", "pool_shrink")]
+                    renew_consumers(
+                        control, [node for item in resized for node in item.destination or ()], params["wait_timeout"]
+                    )
                 if desired.events is not None:
                     said = [
                         str(value) for name in ("enable_events", "disable_events") for value in answers.get(name, ())

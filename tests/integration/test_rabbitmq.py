@@ -239,6 +239,7 @@ def test_quorum_queue_grows_and_drains(play: Any, rabbit: RabbitServer, notes: R
         send(rabbit, "lab.late", count, "slow", 2.0)
         wait_until(lambda: running() == 2, 20, "two at once")
         grown, again = play(*[("celery_control", {"destination": [name], "pool_size": 4})] * 2)
+        assert not grown.get("failed"), grown["msg"]
         assert grown["after"][name]["pool_size"] == 4 and not again["changed"]
         # Acknowledged late, so no more than the prefetch are with the worker: four, where the old consumer had two.
         wait_until(lambda: running() == 4, 20, "four at once")

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.control import Control, Replies, Reply, Round
-from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import ConnectionFailed, WaitTimeout
+from ansible_collections.celeryops.runbook.plugins.module_utils.engine.errors import (
+    ConnectionFailed,
+    NoReply,
+    WaitTimeout,
+)
 from ansible_collections.celeryops.runbook.plugins.module_utils.engine.fleet import (
     Conditions,
     Fleet,
@@ -17,6 +21,7 @@ from ansible_collections.celeryops.runbook.plugins.module_utils.engine.fleet imp
     demand,
     judge,
     observe,
+    renew_consumers,
     wait_for,
 )
 
@@ -236,3 +241,21 @@ def test_everybody_is_waited_for_only_when_it_matters() -> None:
     wait(control, Conditions(queues_consumed=("q",)), destination=["a@x"], wait_timeout=1)
     assert control.asked[-1][2] is True
     assert [request.destination for request in control.asked[-1][0]] == [None]
+
+
+def renew(control: Script) -> list[tuple[str, dict[str, Any], Any]]:
+    """The commands that were sent."""
+    clock = Clock()
+    renew_consumers(control, ["a@x"], 2, clock=clock, sleep=clock.sleep)
+    sent = [request for requests, *_unused in control.asked for request in requests]
+    return [(one.command, one.arguments, one.destination) for one in sent if one.command != "active_queues"]
+
+
+def test_who_answers_late_has_its_consumers_renewed() -> None:
+    late = Script(({}, 1), ({}, 1), ({"a@x": {"active_queues": queues("q")}}, 1))
+    assert renew(late) == [(command, {"queue": "q"}, ("a@x",)) for command in ("cancel_consumer", "add_consumer")]
+    with pytest.raises(NoReply, match="a@x did not say within 2 s what they consume"):
+        renew(Script(({}, 1)))
+    gone = Script(({"a@x": {"active_queues": queues("q")}}, 1), ({"a@x": {"active_queues": []}}, 1))
+    with pytest.raises(WaitTimeout, match="not all consumers are back: a@x consumed q"):
+        renew(gone)

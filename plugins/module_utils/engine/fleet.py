@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .control import Control, Replies, Request, is_beat
-from .errors import AuthenticationFailed, ConnectionFailed, WaitTimeout
+from .errors import AuthenticationFailed, ConnectionFailed, NoReply, WaitTimeout
 
 ANSWERED, SILENT, UNKNOWN = "answered", "silent", "unknown"
 # Prefetched messages become visible a moment after a consumer was cancelled: idle must hold that long.
@@ -396,3 +396,51 @@ def demand(waited: Waited, wait_timeout: float) -> Fleet:
         waited=round(waited.waited, 3),
         **waited.fleet.as_dict(),
     )
+
+
+def renew_consumers(
+    control: Control,
+    nodes: Sequence[str],
+    wait_timeout: float,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """RabbitMQ may fix a consumer's prefetch when it begins (quorum queues): those of resized pools begin anew."""
+    if not nodes:
+        return
+    deadline = clock() + wait_timeout
+
+    def consumed() -> dict[str, list[str]]:
+        found = observe(control, [("active_queues", {})], destination=nodes).nodes
+        return {
+            name: sorted(consumed_queues(node.replies))
+            for name, node in found.items()
+            if "active_queues" in node.replies
+        }
+
+    # A worker that starts pool processes may answer late, and without its answer nobody knows what it consumes.
+    while mute := sorted(set(nodes) - set(wanted := consumed())):
+        if clock() > deadline:
+            raise NoReply(
+                f"pool_size: the pools have the size, but {', '.join(mute)} did not say within {wait_timeout} s what "
+                "they consume. Restart these workers."
+            )
+        sleep(0.1)
+    control.converse(
+        [
+            Request(command, {"queue": queue}, (node,))
+            for node, queues in wanted.items()
+            for queue in queues
+            for command in ("cancel_consumer", "add_consumer")
+        ]
+    )
+    while (now := consumed()) != wanted:
+        if clock() > deadline:
+            lacking = {name: queues for name, queues in wanted.items() if now.get(name) != queues}
+            raise WaitTimeout(
+                f"pool_size: the pools have the size, but after {wait_timeout} s not all consumers are back: "
+                + "; ".join(f"{name} consumed {', '.join(queues)}" for name, queues in lacking.items())
+                + ". Restart these workers."
+            )
+        sleep(0.1)
