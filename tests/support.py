@@ -552,6 +552,7 @@ class Ansible:
         program = beside if beside.exists() else ROOT / ".venv" / "bin" / "ansible-playbook"
         command = [str(program), "-i", "localhost,", str(playbook)]
         command += ["--check"] * check + ["--diff"] * diff + ["-" + "v" * verbosity] * bool(verbosity)
+        callbacks = ["celeryops_results", os.environ.get("ANSIBLE_CALLBACKS_ENABLED")]  # the latter by `make test`
         done = subprocess.run(
             command,
             cwd=self.directory,
@@ -563,7 +564,7 @@ class Ansible:
                 **os.environ,
                 "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
                 "ANSIBLE_CALLBACK_PLUGINS": str(TESTS / "callback_plugins"),
-                "ANSIBLE_CALLBACKS_ENABLED": f"celeryops_results,{os.environ.get('ANSIBLE_CALLBACKS_ENABLED', '')}",
+                "ANSIBLE_CALLBACKS_ENABLED": ",".join(filter(None, callbacks)),
                 "CELERYOPS_RESULTS": str(results),
                 "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_RETRY_FILES_ENABLED": "0",
