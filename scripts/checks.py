@@ -56,8 +56,8 @@ TEST = [
         Step("fleet", "make -s fleet", tail=4),
         Step("contract", "nice -n 5 make -s contract JOBS=2", tail=6, beside=True),
         Step("integration", "make -s integration", tail=4),
-        Step("molecule", "make -s molecule", tail=12),
-        Step("sanity", "make -s sanity", tail=4),
+        Step("molecule", "nice -n 5 make -s molecule", tail=12, beside=True),
+        Step("sanity", "nice -n 5 make -s sanity", tail=4, beside=True),
     ],
 ]
 PLANS = {"lint": LINT, "test": TEST}
