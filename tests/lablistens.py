@@ -7,10 +7,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 
 def say(sender: Any, **_: Any) -> None:
-    # In the first turn of the loop timers run before the subscription; one timer after another is in a later turn.
     info = logging.getLogger("celery.worker").info
-    sender.hub.call_later(0.02, sender.hub.call_later, 0.02, info, "%s listens", sender.hostname)
+    if sender.pool.is_green:  # no event loop; a greenlet subscribes, which has not run yet
+        threading.Timer(0.5, info, ["%s listens", sender.hostname]).start()
+    else:
+        # In the first turn of the loop timers run before the subscription; one timer after another is in a later turn.
+        sender.hub.call_later(0.02, sender.hub.call_later, 0.02, info, "%s listens", sender.hostname)

@@ -15,6 +15,7 @@ to whoever has it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -27,7 +28,6 @@ from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from kombu.transport import redis as transport
-from redis import exceptions
 
 from . import _link, _pool
 
@@ -43,14 +43,19 @@ _losing = False
 _held: dict[str, Any] = {}
 _running: dict[str, Any] = {}
 _waiting: dict[str, Any] = {}
-# Delivery tag -> whether it goes back to its queue: what has ended and could not be said.
+# Delivery tag -> whether it goes back to its queue: what has ended and could not be said, and what is just being said.
 _ended: dict[str, bool] = {}
+_saying: dict[str, bool] = {}
 
 
 def on_loss(self: Any, exc: Exception) -> Any:
     global _losing
     channel = getattr(self.task_consumer, "channel", None)
     qos = channel.qos if isinstance(channel, transport.Channel) else None
+    if qos is not None:
+        # Celery takes fewer at a time while what runs is not counted, which it is here. With gevent and eventlet it
+        # reckons wrongly up to 5.6, and takes one task every two seconds from then on.
+        self.app.conf.worker_enable_prefetch_count_reduction = False
     _losing = True
     try:
         return _on_loss(self, exc)
@@ -74,6 +79,7 @@ def _take(qos: Any) -> None:
 
 def on_close(self: Any) -> None:
     """Celery forgets what is not begun."""
+    self.perform_pending_operations()  # without an event loop, up to Celery 5.6, acknowledgements may still be here
     requests = {*state.requests.values(), *state.reserved_requests, *state.active_requests}
     begun = _pool.begun(self.pool, requests)
     _on_close(self)
@@ -82,13 +88,17 @@ def on_close(self: Any) -> None:
     kept = {request.message.delivery_tag for request in begun if not getattr(request, "_already_cancelled", False)}
     while _held:
         tag, message = _held.popitem()  # the newest first, so that the oldest is put last, where the next is taken
-        (_running if tag in kept else _waiting)[tag] = message
+        if tag in _saying:
+            _ended[tag] = _saying[tag]
+        else:
+            (_running if tag in kept else _waiting)[tag] = message
 
 
 def _scheduled(timer: Any) -> Iterator[Request]:
     for waiting in timer.schedule.queue if timer else ():
         first = next(iter(waiting.entry.args or ()), None)
-        if isinstance(first, Request) and not waiting.entry.canceled:
+        # With gevent and eventlet it is a greenlet that waits, and one that was killed stays in the queue for a moment.
+        if isinstance(first, Request) and not (waiting.entry.canceled or getattr(waiting, "dead", False)):
             yield first
 
 
@@ -99,22 +109,28 @@ def append(self: Any, message: Any, delivery_tag: str) -> Any:
 
 
 def ack(self: Any, delivery_tag: str) -> Any:
-    try:
+    with _said(delivery_tag, False):
         acknowledged = _ack(self, delivery_tag)
-    except (exceptions.RedisError, OSError):
-        _ended[delivery_tag] = False
-        raise
     if _ended:
         _say(self)  # one that failed while the worker noticed no loss
     return acknowledged
 
 
 def reject(self: Any, delivery_tag: str, requeue: bool = False) -> Any:
-    try:
+    with _said(delivery_tag, requeue):
         return _reject(self, delivery_tag, requeue=requeue)
-    except (exceptions.RedisError, OSError):
-        _ended[delivery_tag] = requeue
+
+
+@contextlib.contextmanager
+def _said(tag: str, requeue: bool) -> Iterator[None]:
+    _saying[tag] = requeue
+    try:
+        yield
+    except Exception:  # where greenlets share a connection, one that is just closed raises anything
+        _ended[tag] = requeue
         raise
+    finally:
+        _saying.pop(tag, None)
 
 
 def settle(channel: Any) -> None:

@@ -110,7 +110,7 @@ class _Loop:
 
 
 def connparams(self: Any, *args: Any, **kwargs: Any) -> Any:
-    if self.connection.client is None:
+    if getattr(self.connection, "client", None) is None:
         raise exceptions.ConnectionError("the connection was lost, and the worker has another one")
     return _connparams(self, *args, **kwargs)
 

@@ -32,7 +32,7 @@ def test_five_causes(broker: RedisServer) -> None:
     assert broker.cli("HLEN", "unacked") == "0"
 
 
-@pytest.mark.parametrize("pool", ["threads", "solo"])
+@pytest.mark.parametrize("pool", ["threads", "solo", "gevent", "eventlet"])
 def test_other_pools(broker: RedisServer, pool: str) -> None:
     with worker(broker, pool):
         kept = send(broker, ("dead.fail", {}), ("dead.reject", {}), ("dead.nobody_knows", {}))

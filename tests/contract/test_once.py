@@ -22,7 +22,7 @@ from support import TESTS, wait_until
 __all__ = ["lab"]
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent", "eventlet"])
 def test_done_once(lab: Any, pool: str) -> None:
     """Class and decorator, positional and keyword arguments, results of repetitions, scopes, chains and chords."""
     from celery import chain, chord, group

@@ -30,6 +30,7 @@ from support import PATIENCE, TESTS, RedisServer, Worker, wait_until, workers
 
 RUNTIME = ("--include", "celeryops.worker")
 STOPS, STOPS_OF_ONE = 4, 150
+POOLS = ("prefork", "solo", "threads", "gevent", "eventlet")
 
 
 class Systemd:
@@ -100,8 +101,7 @@ def canary(server: RedisServer, queue: str, **kwargs: Any) -> dict[str, Any]:
 
 
 def test_every_part_in_every_pool(broker: RedisServer, systemds: Any) -> None:
-    pools = ("prefork", "solo", "threads")
-    listeners = {pool: systemds(pool) for pool in pools}
+    listeners = {pool: systemds(pool) for pool in POOLS}
     fleet = {
         pool: Worker(
             broker.url(),
@@ -111,20 +111,20 @@ def test_every_part_in_every_pool(broker: RedisServer, systemds: Any) -> None:
             arguments=RUNTIME,
             environment={"CELERYOPS_RELEASE": "v7", **listeners[pool].environment(4)},
         )
-        for pool in pools
+        for pool in POOLS
     }
 
     def each_pings_within(seconds: float) -> dict[str, int]:
         started = time.monotonic()
         time.sleep(seconds)
-        return {pool: listeners[pool].pings(started) for pool in pools}
+        return {pool: listeners[pool].pings(started) for pool in POOLS}
 
     with workers(*fleet.values()):
         expected = {"release": "v7", "celery": celery.__version__, "celeryops": __version__}
         assert ask(broker.url(), "celeryops_release") == {
             f"{pool}@lab": {**expected, "pid": worker.pid} for pool, worker in fleet.items()
         }
-        for pool in pools:
+        for pool in POOLS:
             ready = wait_until(lambda pool=pool: listeners[pool].having("READY=1"), 5, f"READY=1 of {pool}")
             assert f"STATUS={pool}@lab, release v7, consuming {pool}-a, {pool}-b" in ready[0]
             plain = canary(broker, f"{pool}-b")
@@ -145,7 +145,7 @@ def test_every_part_in_every_pool(broker: RedisServer, systemds: Any) -> None:
         assert set(each_pings_within(4).values()) == {0}
         for worker in fleet.values():
             worker.signal(signal.SIGCONT)
-        for pool in pools:
+        for pool in POOLS:
             wait_until(lambda pool=pool: listeners[pool].pings_within(0.5) >= 1, 15, f"pings of {pool} after SIGCONT")
         # A remote shutdown, which no signal handler sees.
         with Broker(BrokerSpec.build(url=broker.url())) as connection, Control(connection) as control:
@@ -227,7 +227,6 @@ def test_parts_that_are_off_or_broken(broker: RedisServer, systemds: Any, tmp_pa
 
 
 def test_ledger(broker: RedisServer) -> None:
-    pools = ("prefork", "solo", "threads")
     program = (
         "import sys, celeryops.stamp\nfrom labapp import app\n"
         "for queue in sys.argv[1:]:\n"
@@ -235,22 +234,22 @@ def test_ledger(broker: RedisServer) -> None:
         "    for n in range(5): app.send_task('lab.fail', queue=queue)\n"
         "    app.send_task('lab.add', (1, 1), queue=queue, countdown=1.5)\n"
     )
-    fleet = [Worker(broker.url(), f"{pool}@lab", queues=pool, pool=pool, arguments=RUNTIME) for pool in pools]
+    fleet = [Worker(broker.url(), f"{pool}@lab", queues=pool, pool=pool, arguments=RUNTIME) for pool in POOLS]
     with workers(*fleet):
         before = ask(broker.url(), "celeryops_ledger")
         assert {(r["begun"], r["ended"]) for r in before.values()} == {(0, 0)}
         environment = {**os.environ, "CELERY_BROKER_URL": broker.url()}
-        subprocess.run([sys.executable, "-c", program, *pools], cwd=TESTS, check=True, env=environment)
+        subprocess.run([sys.executable, "-c", program, *POOLS], cwd=TESTS, check=True, env=environment)
         canary(broker, "prefork", run="lab.add", args=[2, 3])
 
         def told() -> dict[str, Any]:
             return ask(broker.url(), "celeryops_ledger")
 
-        wait_until(lambda: [r["ended"] for r in told().values()] == [36] * 3, 20, "36 tasks in each pool")
+        wait_until(lambda: [r["ended"] for r in told().values()] == [36] * len(POOLS), 20, "36 tasks in each pool")
         for reply in told().values():
             assert (reply["begun"], sum(reply["waits"].values())) == (36, 36), "the canary is not counted"
         found = ledger.account(before, [], told())
-        assert (found.ended, found.cut_off, found.uncounted) == (108, 0, [])
+        assert (found.ended, found.cut_off, found.uncounted) == (36 * len(POOLS), 0, [])
         # What is counted begins with the ETA, not with the publishing 1.5 s before it.
         assert found.wait_p50_ms is not None and found.wait_worst_ms is not None
         assert 1 <= found.wait_p50_ms <= found.wait_worst_ms < 1500
