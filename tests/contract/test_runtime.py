@@ -250,9 +250,12 @@ def test_ledger(broker: RedisServer) -> None:
             assert (reply["begun"], sum(reply["waits"].values())) == (36, 36), "the canary is not counted"
         found = ledger.account(before, [], told())
         assert (found.ended, found.cut_off, found.uncounted) == (36 * len(POOLS), 0, [])
-        # What is counted begins with the ETA, not with the publishing 1.5 s before it.
-        assert found.wait_p50_ms is not None and found.wait_worst_ms is not None
-        assert 1 <= found.wait_p50_ms <= found.wait_worst_ms < 1500
+        # What is counted begins with the ETA, not with the publishing 1.5 s before it. A greenlet pool that has all it may
+        # take is not woken by what ends: Celery looks again two seconds later.
+        looped = {name: reply for name, reply in told().items() if not name.startswith(("gevent", "eventlet"))}
+        waits = ledger.account(before, [], looped)
+        assert waits.wait_p50_ms is not None and waits.wait_worst_ms is not None
+        assert 1 <= waits.wait_p50_ms <= waits.wait_worst_ms < 1500
         # A pool process that dies takes its task with it; the counters stay, and its successor counts on.
         send(broker.url(), "lab.sleep", "prefork", 60)
         running = wait_until(lambda: ask(broker.url(), "active")["prefork@lab"], 10, "the long task")
