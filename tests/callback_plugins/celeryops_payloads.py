@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from pathlib import Path
 
@@ -27,6 +28,9 @@ class CallbackModule(CallbackBase):
 
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)
+        # What is loaded by now stays; to look through it again and again is a tenth of what a playbook costs.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
         kept = Path(os.environ["CELERYOPS_PAYLOADS"])
         kept.mkdir(parents=True, exist_ok=True)
         # Ansible's own cache, of one run. It writes there under locks.
