@@ -250,8 +250,8 @@ def test_ledger(broker: RedisServer) -> None:
             assert (reply["begun"], sum(reply["waits"].values())) == (36, 36), "the canary is not counted"
         found = ledger.account(before, [], told())
         assert (found.ended, found.cut_off, found.uncounted) == (36 * len(POOLS), 0, [])
-        # What is counted begins with the ETA, not with the publishing 1.5 s before it. A greenlet pool that has all it may
-        # take is not woken by what ends: Celery looks again two seconds later.
+        # What is counted begins with the ETA, not with the publishing 1.5 s before it. A greenlet pool that has all it
+        # may take is not woken by what ends: Celery looks again two seconds later.
         looped = {name: reply for name, reply in told().items() if not name.startswith(("gevent", "eventlet"))}
         waits = ledger.account(before, [], looped)
         assert waits.wait_p50_ms is not None and waits.wait_worst_ms is not None
