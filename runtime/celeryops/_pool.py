@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import weakref
 from typing import Any
 
 from celery.worker import state
@@ -27,9 +27,15 @@ def given(pool: Any) -> dict[int, Any]:
     return found
 
 
-def begun(pool: Any, requests: Iterable[Any]) -> set[Any]:
-    """Those of the requests that run, or are sure to."""
+# Celery takes from its own lists at a loss what it has not heard to be begun, and a second loss may come before it has.
+_known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def begun(pool: Any) -> set[Any]:
+    """The requests that run, or are sure to."""
     if (own := prefork(pool)) is not None:
-        numbers = {job.correlation_id for job in given(own).values()}
-        return {request for request in requests if request.id in numbers}
-    return {request for request in requests if request in state.active_requests or request._apply_result is not None}
+        return {getattr(job._accept_callback, "__self__", None) for job in given(own).values()} - {None}
+    requests = {*_known, *state.requests.values(), *state.reserved_requests, *state.active_requests}
+    found = {request for request in requests if request in state.active_requests or request._apply_result is not None}
+    _known.update(found)
+    return found

@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from celery import bootsteps, signals
-from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from kombu.transport import redis as transport
@@ -80,8 +79,7 @@ def _take(qos: Any) -> None:
 def on_close(self: Any) -> None:
     """Celery forgets what is not begun."""
     self.perform_pending_operations()  # without an event loop, up to Celery 5.6, acknowledgements may still be here
-    requests = {*state.requests.values(), *state.reserved_requests, *state.active_requests}
-    begun = _pool.begun(self.pool, requests)
+    begun = _pool.begun(self.pool)
     _on_close(self)
     # A timer that outlives it begins its task yet.
     begun |= set(_scheduled(self.timer))
@@ -90,7 +88,7 @@ def on_close(self: Any) -> None:
         tag, message = _held.popitem()  # the newest first, so that the oldest is put last, where the next is taken
         if tag in _saying:
             _ended[tag] = _saying[tag]
-        else:
+        if tag not in _ended:
             (_running if tag in kept else _waiting)[tag] = message
 
 

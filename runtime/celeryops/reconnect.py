@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 # Seconds: the longest wait here, and Celery's.
 INTERVAL, CELERYS = 3.0, 30.0
 
-# What a master that takes no writes answers; redis-py strips the code where it has a class for it, and puts the command
-# before it in a pipeline.
+# What a master that takes no writes answers, and to who waits for a message when it becomes a replica; redis-py strips
+# the code where it has a class for it, and puts the command before it in a pipeline.
 _CLASSES = ("OutOfMemoryError", "ReadOnlyError")
-_CODES = re.compile(r"(?:^|: )(?:MISCONF|NOREPLICAS)\b")
+_CODES = re.compile(r"(?:^|: )(?:MISCONF|NOREPLICAS|UNBLOCKED)\b")
 
 _ensure_connected = Consumer.ensure_connected
 _connparams = transport.Channel._connparams
@@ -70,13 +70,15 @@ def ensure_connected(self: Any, conn: Any) -> Any:
         return connected
     if not isinstance(self.loop, _Loop):
         self.loop = _Loop(self.loop)
+    seconds = 0
     while refusal := _refusal(connected):
         if not _link.refused:
             logger.warning("celeryops: the broker takes no writes: %s Waiting until it does.", refusal)
         _link.refused = True
-        # A Sentinel may name another one next time.
+        # A Sentinel may name another one next time, and mostly does a second later.
         connected.collect()
-        for _second in range(int(INTERVAL)):
+        seconds = min(seconds + 1, int(INTERVAL))
+        for _second in range(seconds):
             maybe_shutdown()
             time.sleep(1)
         connected = _connect(self, conn)

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -109,6 +111,44 @@ def test_what_is_held_is_run_once_and_soon(
         wait_until(lambda: set(lab.noted("begun")) >= set(more), 10, "more run")
         assert not set(more) & set(lab.noted("done"))
         assert lab.worker.process and lab.worker.process.poll() is None and lab.worker.pid == pid
+
+
+def test_what_a_process_has_is_kept_through_a_second_loss(tmp_path: Path) -> None:
+    """It was given two tasks and is not heard to have begun them, as on a busy host, when Redis goes and goes again."""
+    with fleet(tmp_path) as lab:
+        children = Path(f"/proc/{lab.worker.pid}/task/{lab.worker.pid}/children").read_text().split()
+        for child in children:
+            os.kill(int(child), signal.SIGSTOP)
+        try:
+            ids = [lab.send(0) for _task in range(RUN)]
+            wait_until(lambda: lab.server.cli("HLEN", HELD) == str(RUN), 10, "they are held")
+            for connected in (2, 3):
+                time.sleep(1)
+                dropped(lab.server)
+                wait_until(
+                    lambda count=connected: lab.worker.log.read_text().count("Connected to") == count, 20, "it is back"
+                )
+        finally:
+            for child in children:
+                os.kill(int(child), signal.SIGCONT)
+        wait_until(lambda: set(lab.noted("done")) == set(ids), 20, "they are run")
+        wait_until(lambda: lab.server.cli("HLEN", HELD) == "0", 5, "and are acknowledged")
+        assert sorted(lab.noted("begun")) == sorted(ids), lab.worker.log.read_text()
+
+
+def test_a_primary_that_becomes_a_replica_ends_no_worker(tmp_path: Path) -> None:
+    """As at a failover: whoever waits for a message is answered that the instance has changed."""
+    with fleet(tmp_path) as lab:
+        running = [lab.send(3)]
+        wait_until(lambda: lab.noted("begun") == running and "cmd=brpop" in lab.server.cli("CLIENT", "LIST"), 20, "one")
+        lab.server.cli("REPLICAOF", "127.0.0.1", "1")
+        wait_until(lambda: "takes no writes" in lab.worker.log.read_text(), 10, "it notices")
+        lab.server.cli("REPLICAOF", "NO", "ONE")
+        ids = [*running, lab.send(0)]
+        wait_until(lambda: sorted(lab.noted("done")) == sorted(ids), 20, "both are run")
+        wait_until(lambda: lab.server.cli("HLEN", HELD) == "0", 5, "and are acknowledged")
+        assert sorted(lab.noted("begun")) == sorted(ids), lab.worker.log.read_text()
+        assert lab.worker.process and lab.worker.process.poll() is None
 
 
 def test_what_was_cancelled_goes_back(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_stopped_under_load_and_brought_back(fleet: Story) -> None:
             ("shop.reserve_stock", [1, LONG], "critical"),
         )
     )
-    load = shop.start("load", "--rate", "30", "--slow", "0")
+    load = shop.start("load", "--rate", "20", "--slow", "0")
     try:
         wait_until(lambda: active(shop) >= {*late, *early}, 40, "the long ones", 0.5)
         before = running(shop)
@@ -160,7 +160,7 @@ def test_restart_of_everything_under_load(fleet: Story) -> None:
     shop = fleet
     before = running(shop)
     redis = shop.ssh("redis1", "systemctl show -p MainPID --value redis-server")
-    load = shop.start("load", "--rate", "30", "--slow", "0")
+    load = shop.start("load", "--rate", "20", "--slow", "0")
     try:
         done = shop.play("emergency_restart", celeryops_emergency_redis=True, celeryops_health_window=0)
         told = done.stats["celeryops_emergency_restart"]

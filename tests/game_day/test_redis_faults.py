@@ -36,7 +36,7 @@ def run_ids(story: Story) -> tuple[str, str]:
 
 def test_backup_and_restore(shop: Story, tmp_path: Path) -> None:
     ids = send(shop, IDLE, "shop.update_cart", 20)
-    load = shop.start("load", "--rate", "40", "--slow", "0")
+    load = shop.start("load", "--rate", "20", "--slow", "0")
     try:
         plan = shop.play("redis_backup", "--check", "--diff")
         assert plan.changed > 0 and "would write" in plan.text and backups(shop) == []
@@ -383,7 +383,7 @@ def test_leaked_connections_are_closed_and_the_workers_keep_theirs(shop: Story) 
         f"found = [socket.create_connection(({shop.address!r}, 6379)) for _ in range({LEAKED})]\n"
         "print('ready', flush=True)\ntime.sleep(60)\n"
     )
-    load = shop.start("load", "--rate", "40", "--slow", "0.02")
+    load = shop.start("load", "--rate", "20", "--slow", "0.02")
     with subprocess.Popen([sys.executable, "-c", leak], stdout=subprocess.PIPE, text=True) as leaking:
         try:
             assert leaking.stdout and leaking.stdout.readline() == "ready\n"

@@ -175,10 +175,10 @@ def test_certificate_and_ca_change_under_load(fleet: Secure) -> None:
     fleet.trust(fleet.old, fleet.new)
     fleet.show(fleet.new)
     running = mains(fleet)
+    plan = fleet.play("redis_rotate_secret", "--check", "--diff", **wanted)
+    assert plan.changed > 0 and "second, from new-ca" in plan.text
     load = fleet.start("load", "--rate", "100", "--slow", "0.02")
     try:
-        plan = fleet.play("redis_rotate_secret", "--check", "--diff", **wanted)
-        assert plan.changed > 0 and "second, from new-ca" in plan.text
         done = fleet.play("redis_rotate_secret", "--diff", **wanted)
     finally:
         sent = load.stop()
@@ -225,7 +225,7 @@ def test_certificate_and_passwords_change_together(fleet: Secure) -> None:
         {"name": role, "role": role, "password": f"{role}-secret-over-tls"} for role in ("worker", "beat", "operator")
     ]
     wanted = {**fleet.wants(fleet.new, fleet.sign(fleet.new, "third")), "celeryops_redis_users": users}
-    load = fleet.start("load", "--rate", "100", "--slow", "0.02")
+    load = fleet.start("load", "--rate", "20", "--slow", "0.02")
     try:
         done = fleet.play("redis_rotate_secret", **wanted)
     finally:

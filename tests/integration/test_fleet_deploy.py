@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ansible, pytest.mark.timeout(900)]
 
 QUEUES = ("critical", "default", "email", "reports", "maintenance")
 # Tasks a second: what is promised of a deploy and of the way back, and enough for the rest.
-RATE, FEWER = 110, 40
+RATE, FEWER = 110, 20
 # New before old: two hosts on two processors shared with the load have no capacity to spare.
 SURGE = {"celeryops_surge": "always"}
 
@@ -163,6 +163,7 @@ def test_deploy_and_back(shop: Story, load: Load, check: Callable[[str], None]) 
     window = shop.window(began, time.time())
     print("wait during the deploy:", window["wait"])
 
+    load.at(FEWER)
     running = processes(shop)
     again = shop.play("rolling_deploy", celeryops_release="v2")
     assert again.changed == 0 and processes(shop) == running
@@ -170,6 +171,7 @@ def test_deploy_and_back(shop: Story, load: Load, check: Callable[[str], None]) 
     assert again.stats["celeryops_deploy"]["tasks"] == {}
     assert again.text.count("PLAY [(5/6)") == 1  # proved all at once
 
+    load.at(RATE)
     back = shop.play("rollback", **SURGE)
     assert back.stats["celeryops_deploy"]["succeeded"] is True
     assert set(back.stats["celeryops_deploy"]["hosts"]) == set(HOSTS)

@@ -22,7 +22,7 @@ def test_purge_restore_and_move(shop: Story) -> None:
     order = waiting(shop, IDLE)
     assert order == ids[::2] + ids[1::2]
     purge = {"celeryops_queue": IDLE, "celeryops_confirm": IDLE}
-    load = shop.start("load", "--rate", "40", "--slow", "0")
+    load = shop.start("load", "--rate", "20", "--slow", "0")
     try:
         plan = shop.play("queue_purge", "--check", "--diff", **purge)
         assert plan.changed == 1 and "would remove 30" in plan.text

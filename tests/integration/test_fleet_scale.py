@@ -130,7 +130,7 @@ def test_an_emergency_pool_comes_drains_and_goes(shop: Story, pool: dict[str, An
     told = shop.play("site", celeryops_release="v1")
     assert told.changed == 0 and "pool emergency" in told.text
     # It goes while tasks are running: none of them is lost.
-    load = shop.start("load", "--rate", "60", "--slow", "0.02")
+    load = shop.start("load", "--rate", "20", "--slow", "0.02")
     try:
         gone = shop.play("scale", celeryops_pool="emergency", celeryops_instances=0)
         assert gone.stats["celeryops_scale"]["hosts"]["worker2"]["removed"] == ["emergency-1"]

@@ -94,7 +94,7 @@ def test_introduced_and_rotated_under_load(shop: Story, file: Path, monkeypatch:
 
     before = pids(shop)
     monkeypatch.setenv("CELERYOPS_SIGNING_FILE", str(file))
-    load = shop.start("load", "--rate", "40", "--slow", "0.02")
+    load = shop.start("load", "--rate", "20", "--slow", "0.02")
     try:
         assert play(shop, keys=[OLD]).changed > 0
         # Rotated, while workers, beat and a sender outside the fleet send. A task with an ETA still needs the old key.
