@@ -12,6 +12,9 @@ worker ends with all its tasks.
 
 A Redis that answers and takes no writes (out of memory, disk full, read-only replica) is away as well. Celery ends at
 the first command that is refused, and at every start takes another message off a queue and loses it.
+
+What a task sends, and the callback of a chord above all, is lost if the broker is away for the second that Celery
+tries: workers try for a minute, unless the application has a task_publish_retry_policy of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ import re
 import time
 from typing import Any
 
+from celery import signals
+from celery.app.defaults import DEFAULTS
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 from kombu.transport import redis as transport
@@ -33,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds: the longest wait here, and Celery's.
 INTERVAL, CELERYS = 3.0, 30.0
+
+# Waits of 0 to 1 s, a minute in all.
+PUBLISHES = 60
 
 # What a master that takes no writes answers, and to who waits for a message when it becomes a replica; redis-py strips
 # the code where it has a class for it, and puts the command before it in a pipeline.
@@ -115,6 +123,13 @@ def connparams(self: Any, *args: Any, **kwargs: Any) -> Any:
     if getattr(self.connection, "client", None) is None:
         raise exceptions.ConnectionError("the connection was lost, and the worker has another one")
     return _connparams(self, *args, **kwargs)
+
+
+@signals.worker_init.connect
+def _init(sender: Any, **_: Any) -> None:
+    conf, usual = sender.app.conf, DEFAULTS["task_publish_retry_policy"]
+    if conf.task_publish_retry_policy == usual:
+        conf.task_publish_retry_policy = {**usual, "max_retries": PUBLISHES}
 
 
 Consumer.ensure_connected = ensure_connected

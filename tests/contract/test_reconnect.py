@@ -11,6 +11,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from kombu.transport.redis import MultiChannelPoller
 from celeryops import reconnect
 from celeryops.engine import tasks
 from celeryops.engine.connection import Broker, BrokerSpec
-from support import RedisServer, Worker, wait_until
+from support import TESTS, RedisServer, Worker, wait_until
 
 TASKS = 40
 RUNTIME = ("--include", "celeryops.worker", "--prefetch-multiplier", "4")
@@ -124,6 +126,41 @@ def test_a_message_for_a_connection_that_was_given_up_is_not_forgotten() -> None
         time.sleep(0.5)
         assert worker.log.read_text().count("succeeded in") == 1
         assert (server.cli("HLEN", "unacked"), server.cli("LLEN", "late")) == ("0", "0")
+
+
+CHORD = "from celery import chord; from labapp import noted; chord([noted.s(0), noted.s({})])(noted.si(0))"
+
+
+def test_the_callback_of_a_chord_waits_for_the_broker(tmp_path: Path) -> None:
+    """It is sent by the task that ends last, while the broker is away for longer than Celery tries."""
+    with (
+        RedisServer("--appendonly", "yes", "--appendfsync", "always", directory=tmp_path) as server,
+        RedisServer() as notes,
+        Worker(
+            server.url(), "chord@lab", arguments=RUNTIME, concurrency=1,
+            environment={"CELERY_RESULT_BACKEND": notes.url(1), "LABAPP_NOTES_URL": notes.url()},
+        ) as worker,
+    ):  # fmt: skip
+
+        def send(seconds: float) -> None:
+            environment = {**os.environ, **worker.environment}
+            subprocess.run([sys.executable, "-c", CHORD.format(seconds)], cwd=TESTS, env=environment, check=True)
+
+        def noted(what: str, count: int) -> None:
+            wait_until(lambda: notes.cli("LLEN", f"lab:{what}") == str(count), 20, f"{count} {what}")
+
+        # The process has a connection from then on; without one it would wait for its first.
+        send(0)
+        noted("done", 3)
+        send(4)
+        noted("begun", 5)
+        server.stop()
+        noted("done", 5)
+        time.sleep(3)
+        server.start()
+        noted("done", 6)
+        time.sleep(0.5)
+        assert notes.cli("LLEN", "lab:begun") == "6", "each once"
 
 
 @pytest.mark.parametrize(

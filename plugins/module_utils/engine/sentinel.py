@@ -415,16 +415,21 @@ class Watch:
             self._order(timeout)
             self._promoted(target, timeout)
             host, _colon, port = target.rpartition(":")
+            # Before as well: who waits for a message would be answered UNBLOCKED, at which Celery by itself ends.
+            self._send_away(old)
             # As Sentinel would, eight seconds later: in that time the old primary would take writes that get lost.
             old.execute_command("REPLICAOF", host, port)
             with contextlib.suppress(Exception):  # without a file of configuration there is nothing to rewrite
                 old.execute_command("CONFIG", "REWRITE")
-            for kind in ("normal", "pubsub"):
-                old.execute_command("CLIENT", "KILL", "TYPE", kind)
+            self._send_away(old)
         finally:
             with contextlib.suppress(Exception):
                 old.execute_command("CLIENT", "UNPAUSE")
         return {"gap": round(time.monotonic() - begun, 2), "behind": behind}
+
+    def _send_away(self, server: Any) -> None:
+        for kind in ("normal", "pubsub"):
+            server.execute_command("CLIENT", "KILL", "TYPE", kind)
 
     def _caught_up(self, old: Any, new: Any, target: str) -> int:
         """Bytes that the replica had to catch up."""
