@@ -44,7 +44,7 @@ fleet: deps ## playbooks on one fleet of real systemd hosts: faults and load fir
 	@python scripts/run_tests.py --name fleet --environments ansible $(wildcard tests/integration/test_fleet_*.py) -o timeout=900 --durations=20 $(ARGS)
 
 game-day: deps ## the faults of a bad night on a fleet of its own: each caused under load, cured by its playbook, tasks counted
-	@GAME_DAY_TABLE="$(TABLE)" python scripts/run_tests.py --name game-day --environments ansible $(wildcard tests/game_day/test_*.py) -o timeout=900 --durations=20 $(ARGS)
+	@GAME_DAY_TABLE="$(TABLE)" python scripts/run_tests.py --name $(or $(GAME_DAY_NAME),game-day) --environments ansible $(or $(GAME_DAY_FILES),$(wildcard tests/game_day/test_*.py)) -o timeout=900 --durations=20 $(ARGS)
 
 molecule: deps ## every Molecule scenario on real systemd hosts (ARGS="-s NAME" for one)
 	@scripts/molecule $(ARGS)

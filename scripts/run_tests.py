@@ -124,7 +124,7 @@ def run_all(waiting: list[Job], jobs: int, pythons: dict[str, str], arguments: l
                 job = waiting.pop(0)
                 job.start(pythons[job.environment], arguments)
                 running.append(job)
-            time.sleep(0.05)
+            time.sleep(0.2)
             for job in running[:]:
                 status = job.process.poll() if job.process else None
                 if status is not None:

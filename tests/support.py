@@ -66,15 +66,18 @@ def free_port() -> int:
 def wait_until(
     condition: Callable[[], Any], timeout: float = 30.0, what: str = "condition", interval: float = 0.05
 ) -> Any:
+    """Looks seldom after a while: most looks start a process."""
     timeout *= PATIENCE
     deadline = time.monotonic() + timeout
+    pause, longest = interval, max(interval, 0.25)
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not come true in {timeout} s")
-        time.sleep(interval)
+        time.sleep(pause)
+        pause = min(pause * 1.25, longest)
 
 
 class RedisServer:
