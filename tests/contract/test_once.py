@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -148,5 +147,7 @@ def test_refused_at_import(code: str, words: str) -> None:
 
 def test_nothing_is_left_running(lab: Any) -> None:
     """After all of the above every record that is left is a marker."""
-    states = Counter(lab.server.cli("HGET", key, "state") for key in records(lab.server, "*"))
-    assert set(states) == {"done"}, states
+    states = {key: lab.server.cli("HGET", key, "state") for key in records(lab.server, "*")}
+    # A marker that was kept for a second may have gone meanwhile.
+    left = {key: state for key, state in states.items() if state != "done" and lab.server.cli("EXISTS", key) == "1"}
+    assert "done" in states.values() and not left, left
