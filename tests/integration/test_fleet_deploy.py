@@ -159,11 +159,11 @@ def test_deploy_and_back(shop: Story, load: Load, check: Callable[[str], None]) 
         )
         assert second.changed == 0
         assert deploy.process.wait(600) == 0, deploy.text[-3000:]
+    load.at(FEWER)
     check("v2")
     window = shop.window(began, time.time())
     print("wait during the deploy:", window["wait"])
 
-    load.at(FEWER)
     running = processes(shop)
     again = shop.play("rolling_deploy", celeryops_release="v2")
     assert again.changed == 0 and processes(shop) == running
@@ -173,6 +173,7 @@ def test_deploy_and_back(shop: Story, load: Load, check: Callable[[str], None]) 
 
     load.at(RATE)
     back = shop.play("rollback", **SURGE)
+    load.at(FEWER)
     assert back.stats["celeryops_deploy"]["succeeded"] is True
     assert set(back.stats["celeryops_deploy"]["hosts"]) == set(HOSTS)
     told = back.stats["celeryops_deploy"]["tasks"]
@@ -181,7 +182,6 @@ def test_deploy_and_back(shop: Story, load: Load, check: Callable[[str], None]) 
     assert (told["cut_off"], told["uncounted"]) == (0, [])
     assert told["begun"] > RATE * back.seconds / 2
     check("v1")
-    load.at(FEWER)
 
 
 @pytest.mark.parametrize(

@@ -427,20 +427,31 @@ def renew_consumers(
                 "they consume. Restart these workers."
             )
         sleep(0.1)
-    control.converse(
-        [
-            Request(command, {"queue": queue}, (node,))
-            for node, queues in wanted.items()
-            for queue in queues
-            for command in ("cancel_consumer", "add_consumer")
-        ]
-    )
-    while (now := consumed()) != wanted:
+
+    def tell(command: str, todo: Mapping[str, Sequence[str]]) -> None:
+        control.converse(
+            [Request(command, {"queue": queue}, (node,)) for node, queues in todo.items() for queue in queues]
+        )
+
+    def consuming() -> bool:
+        now = consumed()
+        return any(set(queues) & set(now.get(node, queues)) for node, queues in wanted.items())
+
+    # What a worker is told within one turn of its loop it does in any order (kombu's hub keeps a set), and who begins
+    # before it has ended consumes nothing at last. So one is waited for before the other is told.
+    tell("cancel_consumer", wanted)
+    while consuming() and clock() < deadline:  # after that, what was cancelled must begin again all the same
+        sleep(0.1)
+    deadline, lacking = clock() + wait_timeout, dict(wanted)
+    while lacking:
         if clock() > deadline:
-            lacking = {name: queues for name, queues in wanted.items() if now.get(name) != queues}
             raise WaitTimeout(
                 f"pool_size: the pools have the size, but after {wait_timeout} s not all consumers are back: "
                 + "; ".join(f"{name} consumed {', '.join(queues)}" for name, queues in lacking.items())
                 + ". Restart these workers."
             )
-        sleep(0.1)
+        tell("add_consumer", lacking)  # more than once does no harm
+        now = consumed()
+        lacking = {name: queues for name, queues in wanted.items() if now.get(name) != queues}
+        if lacking:
+            sleep(0.1)
