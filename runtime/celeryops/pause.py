@@ -39,10 +39,12 @@ def _apply(consumer: Any, found: dict[str, pauses.Pause]) -> None:
 
 
 def _take_up(consumer: Any, queue: str, options: dict[str, Any]) -> None:
-    consumer.add_task_queue(queue, **options)
-    # Before 5.7 Celery does not consume a queue that was cancelled and added again after its next reconnect.
+    # Before 5.7 Celery does not consume a queue that was cancelled and added again after its next reconnect. This comes
+    # first, for the connection may be lost in what follows.
     queues = consumer.app.amqp.queues
-    queues.select_add(queues[queue])
+    if queue in queues:
+        queues.select_add(queues[queue])
+    consumer.add_task_queue(queue, **options)
 
 
 @inspect_command(name=pauses.COMMAND)
