@@ -170,12 +170,14 @@ def main(arguments: list[str]) -> int:
     # `make test ARGS="fleet"` names steps here; the make of a step must not take it for its own arguments.
     for name in ("ARGS", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"):
         os.environ.pop(name, None)
+    # Where an image forbids bytecode, each of a thousand processes would compile what it imports.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PATH"] = f"{TOP}/.venv/bin:{os.environ['PATH']}"
     os.environ["ANSIBLE_COLLECTIONS_PATH"] = f"{TOP}/tests/output/collections"
     os.environ["ANSIBLE_HOME"] = f"{TOP}/tests/output/ansible"
     os.environ.setdefault("PATIENCE", PATIENCE)
     LOGS.mkdir(parents=True, exist_ok=True)
-    # Hundreds of playbooks: each module is packed once for all of them.
+    # Hundreds of playbooks: each module is packed and compiled once for all of them.
     payloads = TOP / "tests" / "output" / "payloads"
     shutil.rmtree(payloads, ignore_errors=True)
     os.environ["CELERYOPS_PAYLOADS"] = str(payloads)
