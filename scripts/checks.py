@@ -5,6 +5,7 @@
 
     python scripts/checks.py lint [STEP ...]
     python scripts/checks.py test [STEP ...]
+    python scripts/checks.py ci [STEP ...]      the steps of test, and hosts under load and faults
 
 The output of a step goes to tests/output/log/STEP.log; it is shown when the step fails, and its closing lines
 always where the stage asks for it. Every step has its own process group, which is ended with this script.
@@ -31,7 +32,7 @@ class Step:
     name: str
     command: str  # run by sh in the checkout
     tail: int = 0  # closing lines of the log shown when the step succeeds
-    beside: bool = False  # it times no host under load: one of these at a time runs beside the others, and gives way
+    beside: bool = False  # it times no host under load: runs as a third, and gives way
 
 
 OWN_FLEET = ["tests/game_day/test_redis_tls.py"]
@@ -50,25 +51,23 @@ LINT = [
         Step("changelog", "antsibull-changelog lint"),
     ]
 ]
-TEST = [
-    [LINT[0][0], Step("unit", "make -s unit", tail=6), *LINT[0][1:], Step("image", "tests/image/build.sh")],
-    # Again the longest first, two at a time: hosts under load are timed. The part of the game day that has a fleet of
-    # its own need not wait for the rest of it.
-    [
-        Step("game-day", f"make -s game-day TABLE= GAME_DAY_FILES='{' '.join(GAME_DAY)}'", tail=24),
-        Step("fleet", "make -s fleet", tail=4),
-        Step("contract", "nice -n 5 make -s contract JOBS=3", tail=6, beside=True),
-        Step(
-            "game-day-tls",
-            f"make -s game-day TABLE= GAME_DAY_NAME=game-day-tls GAME_DAY_FILES='{' '.join(OWN_FLEET)}'",
-            tail=8,
-        ),
-        Step("integration", "nice -n 5 make -s integration", tail=4, beside=True),
-        Step("molecule", "nice -n 5 make -s molecule", tail=12, beside=True),
-        Step("sanity", "make -s sanity", tail=4),
-    ],
-]
-PLANS = {"lint": LINT, "test": TEST}
+CHEAP = [LINT[0][0], Step("unit", "make -s unit", tail=6), *LINT[0][1:], Step("image", "tests/image/build.sh")]
+# Again the longest first, two at a time where hosts are under load: they are timed.
+CONTRACT = Step("contract", "nice -n 10 make -s contract", tail=6, beside=True)
+INTEGRATION = Step("integration", "nice -n 10 make -s integration", tail=4, beside=True)
+MOLECULE = Step("molecule", "nice -n 5 make -s molecule", tail=12, beside=True)
+SANITY = Step("sanity", "nice -n 10 make -s sanity", tail=4, beside=True)
+FLEET = Step("fleet", "make -s fleet", tail=4)
+NIGHT = Step("game-day", f"make -s game-day TABLE= GAME_DAY_FILES='{' '.join(GAME_DAY)}'", tail=24)
+# The part of the game day that has a fleet of its own need not wait for the rest of it.
+NIGHT_TLS = Step(
+    "game-day-tls",
+    f"make -s game-day TABLE= GAME_DAY_NAME=game-day-tls GAME_DAY_FILES='{' '.join(OWN_FLEET)}'",
+    tail=8,
+)
+TEST = [CHEAP, [CONTRACT, INTEGRATION, MOLECULE, SANITY]]
+CI = [CHEAP, [NIGHT, FLEET, CONTRACT, INTEGRATION, NIGHT_TLS, MOLECULE, SANITY]]
+PLANS = {"lint": LINT, "test": TEST, "ci": CI}
 
 
 # No step takes half as long on two cores of today; one that does hangs.
@@ -115,8 +114,8 @@ def run_stage(steps: list[Step], jobs: int) -> list[str]:
     def free(step: Step) -> bool:
         if AGAIN:
             return not running
-        alike = sum(by_name[name].beside == step.beside for name in running)
-        return alike < (1 if step.beside else jobs)
+        hosts = sum(not by_name[name].beside for name in running)
+        return len(running) <= jobs and (step.beside or hosts < jobs)
 
     try:
         while waiting or running:
@@ -167,11 +166,9 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"no such step: {', '.join(unknown)}; the steps are: {', '.join(known)}", file=sys.stderr)
         return 2
-    # `make test ARGS="fleet"` names steps here; the make of a step must not take it for its own arguments.
+    # `make ci ARGS="fleet"` names steps here; the make of a step must not take it for its own arguments.
     for name in ("ARGS", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"):
         os.environ.pop(name, None)
-    # Where an image forbids bytecode, each of a thousand processes would compile what it imports.
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PATH"] = f"{TOP}/.venv/bin:{os.environ['PATH']}"
     os.environ["ANSIBLE_COLLECTIONS_PATH"] = f"{TOP}/tests/output/collections"
     os.environ["ANSIBLE_HOME"] = f"{TOP}/tests/output/ansible"

@@ -3,11 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run test files, each in the environment it belongs to (tests/support.py, needs_ansible).
 
-    python scripts/run_tests.py --name NAME --environments "ansible 5.7" [--jobs N] FILE ... [ARGUMENT ...]
+    python scripts/run_tests.py --name NAME --environments "ansible 5.7" [--jobs N [--first "NAME ..."]] FILE ...
+        [ARGUMENT ...]
 
 A FILE may be a folder; what names no file goes to pytest.
 ansible: .venv; 5.X: tests/output/venvs/celery-5.X, made when it is missing. With --jobs every file is a run of its own
-and so many are done at once; their output goes to tests/output/log/NAME, and is shown where a test fails.
+and at most so many are done at once, as long as the processors have time to spare: test_NAME.py of --first, which take
+longest, then the largest. Their output goes to tests/output/log/NAME, and is shown where a test fails.
 
 AGAIN=1 runs only the files that failed in the last run of this name.
 """
@@ -73,6 +75,32 @@ class Job:
         return [name for name in self.files if name in failed] or self.files
 
 
+class Spare:
+    """Whether the processors had time to spare since the last job began, as /proc/stat tells."""
+
+    SECONDS = 3.0  # a look back shorter than this would take a pause of a busy machine for idleness
+    SHARE = 0.2
+
+    def __init__(self) -> None:
+        self.began()
+
+    def began(self) -> None:
+        self.at, self.idle, self.all = (time.monotonic(), *self.look())
+
+    @staticmethod
+    def look() -> tuple[int, int]:
+        """Idle and all time so far, of all processors (proc(5): user nice system idle ...)."""
+        times = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return times[3], sum(times)
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self.at < self.SECONDS:
+            return False
+        before_idle, before_all = self.idle, self.all
+        self.began()
+        return self.idle - before_idle >= self.SHARE * (self.all - before_all)
+
+
 def environment_python(environment: str) -> str:
     if environment == "ansible":
         return str(TOP / ".venv" / "bin" / "python")
@@ -118,12 +146,14 @@ def run_all(waiting: list[Job], jobs: int, pythons: dict[str, str], arguments: l
     """The jobs by how they ended: passed, failed, empty."""
     ended: dict[str, list[Job]] = {"passed": [], "failed": [], "empty": []}
     running: list[Job] = []
+    spare = Spare()
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
+            while waiting and len(running) < jobs and (not running or spare()):
                 job = waiting.pop(0)
                 job.start(pythons[job.environment], arguments)
                 running.append(job)
+                spare.began()
             time.sleep(0.2)
             for job in running[:]:
                 status = job.process.poll() if job.process else None
@@ -144,6 +174,7 @@ def main() -> int:
     parser.add_argument("--name", required=True)
     parser.add_argument("--environments", required=True)
     parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--first", type=str.split, default=[])
     given, rest = parser.parse_known_args()
     paths = [item for item in rest if not item.startswith("-") and Path(item.partition("::")[0]).exists()]
     arguments = [item for item in rest if item not in paths]
@@ -164,13 +195,20 @@ def main() -> int:
         if not given.jobs:
             groups = [mine] if mine else []
         else:
-            groups = [[name] for name in sorted(mine, key=lambda name: -Path(name).stat().st_size)]
+            groups = [[name] for name in mine]
         for group in groups:
             label = environment if not given.jobs else f"{environment}-{Path(group[0]).stem}"
             log = logs / f"{label}.log" if given.jobs else None
             waiting.append(Job(environment, group, log, OUTPUT / "pytest_cache" / given.name / label))
     if given.jobs:
-        waiting.sort(key=lambda job: -Path(job.files[0]).stat().st_size)
+        last = len(given.first)
+        places = {f"test_{name}": place for place, name in enumerate(given.first)}
+
+        def turn(job: Job) -> tuple[int, int]:
+            file = Path(job.files[0].partition("::")[0])
+            return places.get(file.stem, last), -file.stat().st_size
+
+        waiting.sort(key=turn)
     needed = sorted({job.environment for job in waiting})
     with ThreadPoolExecutor() as pool:
         pythons = dict(zip(needed, pool.map(environment_python, needed)))

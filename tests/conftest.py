@@ -25,6 +25,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if needs_ansible(collection_path) != HERE_IS_ANSIBLE else None
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no test need look through it (below)."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def collector() -> Iterator[None]:
     """Not in mid-test: a result of Celery that is collected while another subscribes waits for a lock that it holds."""

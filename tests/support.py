@@ -555,7 +555,7 @@ class Ansible:
         program = beside if beside.exists() else ROOT / ".venv" / "bin" / "ansible-playbook"
         command = [str(program), "-i", "localhost,", str(playbook)]
         command += ["--check"] * check + ["--diff"] * diff + ["-" + "v" * verbosity] * bool(verbosity)
-        callbacks = ["celeryops_results", os.environ.get("ANSIBLE_CALLBACKS_ENABLED")]  # the latter by `make test`
+        callbacks = ["celeryops_results", os.environ.get("ANSIBLE_CALLBACKS_ENABLED")]  # the latter by `make ci`
         done = subprocess.run(
             command,
             cwd=self.directory,
