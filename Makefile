@@ -18,7 +18,7 @@ TABLE ?= docs/game-day.md
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps lint sanity unit contract integration fleet game-day molecule test ci demo down bench docs build clean
+.PHONY: help deps lint sanity unit contract integration fleet game-day molecule test ci image demo story down bench docs build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
@@ -57,7 +57,16 @@ test: deps ## lint, unit, contract, integration, Molecule, sanity: cheap to dear
 ci: deps ## everything: test, fleet and game day
 	@python scripts/checks.py ci $(ARGS)
 
-demo: deps ## the story on three real hosts: install, rolling deploy, bad release, rollback, scale (KEEP=1 keeps them)
+image: ## the image of the test hosts, from Debian packages
+	@scripts/bootstrap packages
+	@tests/image/build.sh >/dev/null
+
+demo: ## the story on three real hosts: install, rolling deploy, bad release, rollback, scale (KEEP=1 keeps them)
+	@scripts/bootstrap packages
+	@$(MAKE) -j2 image story
+
+story: ## what demo shows; demo builds the image beside .venv and what else this needs
+	@scripts/bootstrap ansible
 	@KEEP="$(KEEP)" scripts/demo
 
 down: deps ## remove every test host of this checkout

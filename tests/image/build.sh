@@ -14,6 +14,7 @@ fi
 exec 9>/run/lock/celeryops-image.lock
 flock 9
 if ! podman image exists "$image"; then
+    echo "building the image of the test hosts (about a minute)" >&2
     tar=$(mktemp --suffix=.tar)
     trap 'rm -f "$tar"' EXIT
     trap 'exit 130' INT TERM
